@@ -1,0 +1,1 @@
+"""Benchmarks with systematic splits, one file per benchmark."""

@@ -1,0 +1,1 @@
+"""One YAML file per published number or demonstration; `algornn fit --config NAME` finds them by name."""
