@@ -4,4 +4,11 @@ Models, learners and meta-learners are exported here, each exactly once; probes,
 of their own: `algornn.probes`, `algornn.datamodules` and `algornn.triton_kernels`.
 """
 
+from algornn.learners import QuestionAnswering, TFNadam
+from algornn.memory import TensorProductMemory
+from algornn.models import TPRRNN, LSTMReader
+from algornn.run import load
+
 __version__ = "0.1.0"
+
+__all__ = ["TPRRNN", "LSTMReader", "QuestionAnswering", "TFNadam", "TensorProductMemory", "load"]

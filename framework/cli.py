@@ -1,0 +1,284 @@
+"""The command line: LightningCLI for fit, validate, test and predict, and the commands around it."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from jsonargparse import ArgumentError, set_parsing_settings
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+import algornn
+import algornn.datamodules
+import algornn.probes
+from algornn import recipes
+from algornn.run import AtomicCheckpointIO, RandomState, Recipe, RunRecord, new_run_folder
+
+LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
+ROOMS = {"models": algornn, "probes": algornn.probes, "splits": algornn.datamodules}
+
+USAGE = """usage: algornn COMMAND ...
+
+  fit --config RECIPE        train, then test; RECIPE is a packaged recipe's name or a YAML file
+  validate|test|predict      run a trained model: --run_dir RUN (or --config ... --ckpt_path ...)
+  reproduce RECIPE --seeds N run a recipe over seeds and set the published numbers beside the measured ones
+  report RUN [RUN ...]       write report.html, pictures and a Markdown table
+  list models|probes|splits|recipes
+
+`algornn fit --help` lists every option. ALGORNN_TRACEBACK=1 shows the traceback of an error."""
+
+
+class SaveConfig(SaveConfigCallback):
+    """Save the resolved configuration as ``config.yaml`` in the run folder."""
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write the file; only `fit` does, so that a later test never replaces it."""
+        if stage == "fit":
+            Path(trainer.default_root_dir).mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, str(Path(trainer.default_root_dir, "config.yaml")), skip_none=False, overwrite=True)
+
+
+class AlgornnCLI(LightningCLI):
+    """LightningCLI with one folder per run, two checkpoints (best and last), and a test after training."""
+
+    def __init__(self, args: list[str]) -> None:
+        set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+        self.command = shlex.join(["algornn", *args])
+        settings = {"parser_mode": "omegaconf+", "exit_on_error": False}
+        super().__init__(
+            L.LightningModule,
+            L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            # The data modules share their examples out themselves, so that W processes see the batches of one.
+            trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0},
+            seed_everything_default=1,
+            parser_kwargs=settings | {command: dict(settings) for command in LIGHTNING_COMMANDS},
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run folder, the recipe's claim, the checkpoints, and the sizes that the model takes from the data."""
+        parser.add_argument("--run_dir", type=str | None, help="Run folder; default: runs/NAME/TIME-seedSEED.")
+        parser.add_argument("--recipe", type=Recipe, default=Recipe(), help="What the run is meant to show.")
+        parser.add_argument("--test_after_fit", type=bool, default=True, help="Test the best checkpoint after training.")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/sequence_accuracy",
+                "checkpoint.mode": "max",
+                "checkpoint.filename": "best",
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+        parser.add_argument("--resume_every_n_steps", type=int, default=500, help="Steps between two writes of last.ckpt.")
+        for size in ("vocab_size", "sentence_length"):
+            parser.link_arguments(f"data.{size}", f"model.init_args.model.init_args.{size}", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Take the configuration as written; Lightning would overlay it with the checkpoint's."""
+
+    def before_instantiate_classes(self) -> None:
+        """Settle the run folder and the checkpoint, and refuse to write over another run."""
+        config = self.config[self.subcommand]
+        files = [Path(str(path)) for path in config.get("config") or []]
+        config.recipe.name = config.recipe.name or (files[0].stem if files else "run")
+        run = Path(config.run_dir) if config.run_dir else new_run_folder(config.recipe.name, config.seed_everything)
+        config.run_dir = str(run)
+        if config.get("ckpt_path") in ("last", "best"):
+            config.ckpt_path = str(run / "checkpoints" / f"{config.ckpt_path}.ckpt")
+        _check_run_folder(run, self.subcommand, config.get("ckpt_path"))
+        config.checkpoint.dirpath = config.checkpoint.dirpath or str(run / "checkpoints")
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Build the trainer with the run folder's loggers and callbacks."""
+        config = self.config[self.subcommand]
+        run, trainer = Path(config.run_dir), self._get(self.config_init, "trainer")
+        resume = ModelCheckpoint(
+            dirpath=config.checkpoint.dirpath, filename="last", every_n_train_steps=config.resume_every_n_steps,
+            save_on_train_epoch_end=False, enable_version_counter=False,
+        )  # fmt: skip
+        record = RunRecord(self._get(self.config_init, "recipe"), config.seed_everything, self.command)
+        kwargs["default_root_dir"] = str(run)
+        if trainer.logger in (None, True):
+            kwargs["logger"] = [CSVLogger(run, name="logs"), TensorBoardLogger(run, name="tensorboard", version="")]
+        kwargs["plugins"] = [*_as_list(trainer.plugins), AtomicCheckpointIO()]
+        self.trainer_defaults["callbacks"] = [resume, RandomState(), record]
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Say where the run is written, and refuse a checkpoint that belongs to another model."""
+        if self.trainer.is_global_zero:
+            print(f"run folder: {self.config[self.subcommand].run_dir}", flush=True)
+        self._check_checkpoint()
+
+    def before_test(self) -> None:
+        """Refuse a checkpoint that belongs to another model."""
+        self._check_checkpoint()
+
+    before_validate = before_predict = before_test
+
+    def _check_checkpoint(self) -> None:
+        path = self.config[self.subcommand].get("ckpt_path")
+        if path is None:
+            return
+        saved = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        own = self.model.state_dict()
+        wrong = [name for name in own.keys() | saved.keys() if name not in own or name not in saved or own[name].shape != saved[name].shape]
+        if wrong:
+            raise ValueError(
+                f"{path} holds the weights of another model: {len(wrong)} of them differ in name or shape, such as "
+                f"{min(wrong)}. Use the configuration of that run: --config {Path(path).parent.parent / 'config.yaml'}."
+            )
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint, unless told not to, and print the table."""
+        config = self.config[self.subcommand]
+        if not config.test_after_fit or self.datamodule is None or self.trainer.fast_dev_run or self.trainer.interrupted:
+            return
+        best = self.trainer.checkpoint_callback.best_model_path
+        self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
+        self.after_test()
+
+    def after_test(self) -> None:
+        """Print the result table of the run."""
+        from algornn.report import result_table
+
+        file = Path(self.trainer.default_root_dir, "metrics.json")
+        if self.trainer.is_global_zero and file.is_file():
+            print(result_table([file.parent]), flush=True)
+
+
+def _check_run_folder(run: Path, command: str, ckpt_path: str | None) -> None:
+    """Raise where a run would write over another, or a checkpoint is missing."""
+    if ckpt_path is not None and not Path(ckpt_path).is_file():
+        raise FileNotFoundError(f"No checkpoint at {ckpt_path}. Give --ckpt_path an existing .ckpt file, or last or best.")
+    if command == "fit" and ckpt_path is None and (run / "config.yaml").exists():
+        raise FileExistsError(f"{run} already holds a run. Go on with it by --ckpt_path last, or choose another --run_dir.")
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def resolve_recipes(args: Sequence[str]) -> list[str]:
+    """Replace every ``--config NAME`` by the packaged recipe's path, unless NAME is a file.
+
+    Raises:
+        FileNotFoundError: NAME is neither; the message names the closest recipe.
+    """
+    resolved, expects_path = [], False
+    for arg in args:
+        flag, equals, value = arg.partition("=")
+        if expects_path:
+            arg = recipes.path(arg)
+        elif flag in ("--config", "-c") and equals:
+            arg = f"{flag}={recipes.path(value)}"
+        expects_path = arg in ("--config", "-c")
+        resolved.append(arg)
+    return resolved
+
+
+def list_names(what: str) -> list[str]:
+    """Return the names of the models, probes, splits or recipes with one line each.
+
+    Raises:
+        ValueError: `what` is none of them.
+    """
+    if what == "recipes":
+        return [f"{name:24s} {recipes.about(name)}" for name in recipes.names()]
+    if what not in ROOMS:
+        raise ValueError(f"`algornn list` takes models, probes, splits or recipes, got {what!r}.")
+    room = ROOMS[what]
+    lines = []
+    for name in sorted(room.__all__):
+        item = getattr(room, name)
+        if isinstance(item, type):
+            splits = getattr(item, "splits", ())
+            about = (item.__doc__ or "").strip().splitlines()[0]
+            lines.append(f"{name:24s} {about}" + (f" [{', '.join(splits)}]" if isinstance(splits, tuple) and splits else ""))
+    return lines
+
+
+def run(args: list[str]) -> None:
+    """Run one command; errors are raised."""
+    command, *rest = args or ["--help"]
+    if command in ("-h", "--help"):
+        print(USAGE)
+    elif command == "--version":
+        print(algornn.__version__)
+    elif command in LIGHTNING_COMMANDS:
+        AlgornnCLI([command, *resolve_recipes(_default_config(rest))])
+    elif command == "list":
+        print("\n".join(list_names(rest[0] if rest else "models")))
+    elif command == "reproduce":
+        from algornn import reproduce
+
+        reproduce.main(rest)
+    elif command == "report":
+        from algornn import report
+
+        report.main(rest)
+    else:
+        known = (*LIGHTNING_COMMANDS, "list", "reproduce", "report")
+        raise ValueError(f"Unknown command {command!r}{_closest(command, known)}. Commands: {', '.join(known)}.")
+
+
+def _default_config(args: list[str]) -> list[str]:
+    """A run folder without a configuration brings its own: ``algornn test --run_dir RUN`` is enough."""
+    folder = next((b for a, b in zip(args, args[1:], strict=False) if a == "--run_dir"), None)
+    folder = next((a.partition("=")[2] for a in args if a.startswith("--run_dir=")), folder)
+    has_config = any(a.partition("=")[0] in ("--config", "-c") for a in args)
+    if folder is None or has_config or not Path(folder, "config.yaml").is_file():
+        return args
+    has_checkpoint = any(a.partition("=")[0] == "--ckpt_path" for a in args)
+    return ["--config", str(Path(folder, "config.yaml")), *args, *([] if has_checkpoint else ["--ckpt_path", "best"])]
+
+
+def _closest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def plain_sentence(error: BaseException) -> str:
+    """Reduce the parser's many lines to the one that says what is wrong, with the closest valid class name."""
+    text = str(error).strip()
+    if not isinstance(error, ArgumentError):
+        return text or type(error).__name__
+    lines = [line.strip(" -") for line in text.splitlines() if line.strip()]
+    wrong = re.search(r"(?:Import path|class_path|subclass)[^\n]*?['\"]?([A-Za-z_][\w.]*)['\"]?", text)
+    told = next((line for line in lines if "Unexpected import path" in line or "does not correspond" in line or "No module" in line), None)
+    names = [name for room in (algornn, *ROOMS.values()) for name in room.__all__]
+    given = re.findall(r"[\"']([A-Z]\w+)[\"']|class_path:? ?([A-Z]\w+)", text)
+    hint = next((_closest(a or b, names) for a, b in given if _closest(a or b, names) and (a or b) not in names), "")
+    return f"{told or lines[0]}{hint}" if wrong or told else f"{lines[0]}{hint}"
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command line; a user's mistake ends in one plain sentence and exit status 2."""
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    try:
+        run(list(sys.argv[1:] if args is None else args))
+    except (ArgumentError, ValueError, TypeError, OSError, EOFError) as error:
+        if os.environ.get("ALGORNN_TRACEBACK"):
+            raise
+        print(f"algornn: error: {plain_sentence(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

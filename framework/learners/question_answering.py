@@ -1,0 +1,161 @@
+"""Question answering: one answer to a question about a story."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from algornn.learners.example_scores import ExampleScores
+from algornn.learners.nadam import TFNadam
+
+
+class QuestionAnswering(L.LightningModule):
+    """Train a story reader by cross-entropy of its answer; score exact matches by group, in and out of distribution.
+
+    Args:
+        model: the reader, ``forward(story, query, mask) -> logits [B, V]``, such as `TPRRNN`.
+        optimizer: called with the parameters.
+        warmup_steps: optimizer steps at the start with a reduced learning rate.
+        warmup_factor: the factor of the learning rate during these steps.
+        cooldown_steps: optimizer steps at the end over which the learning rate falls linearly to 0.
+        length_groups: shares of a batch, from its shortest stories to its longest, that are computed apart, each padded
+            to its own longest story; the gradient is that of the whole batch, the time less. ``(0.75, 0.25)`` suits bAbI.
+
+    Batches are `algornn.datamodules.StoryBatch` or any named tuple with the same fields.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Callable[[Iterable], torch.optim.Optimizer] = TFNadam,
+        warmup_steps: int = 0,
+        warmup_factor: float = 0.1,
+        cooldown_steps: int = 0,
+        length_groups: tuple[float, ...] = (1.0,),
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["model", "optimizer"], logger=False)
+        if abs(sum(length_groups) - 1) > 1e-6 or min(length_groups) <= 0:
+            raise ValueError(f"`length_groups` must be positive shares that sum to 1, got {length_groups}.")
+        self.model = model
+        self.optimizer = optimizer
+        self.warmup_steps, self.warmup_factor, self.cooldown_steps = warmup_steps, warmup_factor, cooldown_steps
+        self.length_groups = tuple(length_groups)
+        self.scores = nn.ModuleDict()
+        self.results: dict[str, dict[str, Any]] = {}
+
+    def forward(self, *args: Tensor) -> Tensor:
+        """Answer a batch of stories: the model's own forward."""
+        return self.model(*args)
+
+    def loss(self, call: Callable[..., Tensor], batch: Any) -> Tensor:
+        """Mean cross-entropy of the answers that `call`, standing for the model's forward, gives to the batch."""
+        return F.cross_entropy(call(batch.story, batch.query, batch.mask), batch.answer)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the loss of a batch, computed by groups of similar story length."""
+        parts = list(_by_length(batch, self.length_groups))
+        loss = sum((self.loss(self.model, part) * len(part.answer) for part in parts), torch.zeros((), device=self.device))
+        loss = loss / len(batch.answer)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Build the optimizer with its warm-up and cool-down."""
+        optimizer = self.optimizer(self.parameters())
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _learning_rate_factor(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return self.warmup_factor
+        if not self.cooldown_steps:
+            return 1.0
+        return max(0.0, min(1.0, (self.trainer.estimated_stepping_batches - step) / self.cooldown_steps))
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:  # noqa: ANN001
+        """Clip as the trainer says; a gradient that is not finite becomes 0 instead of destroying every weight.
+
+        Unnormalised keys make the memory expand now and then (the released code restarts its training on NaN).
+        """
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        grads = [p.grad for p in self.parameters() if p.grad is not None]
+        finite = torch.stack([g.sum() for g in grads]).sum().isfinite()
+        for g in grads:
+            g.copy_(torch.where(finite, g, torch.zeros_like(g)))
+        self.log("train/step_skipped", 1.0 - finite.float(), on_step=False, on_epoch=True, reduce_fx="sum")
+
+    # Validation and test: one ExampleScores per loader.
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the scores of the validation set."""
+        self._start_scores(["val"], [self.trainer.val_dataloaders])
+
+    def on_test_epoch_start(self) -> None:
+        """Start the scores of the test set and of every out-of-distribution set."""
+        loaders = self.trainer.test_dataloaders
+        self.results = {}
+        named = loaders if isinstance(loaders, dict) else {"test": loaders}
+        self._start_scores(list(named), list(named.values()))
+
+    def _start_scores(self, names: list[str], loaders: list[Any]) -> None:
+        scores = {n: ExampleScores(len(x.dataset), getattr(x.dataset, "groups", ())) for n, x in zip(names, loaders, strict=True)}
+        self.scores = nn.ModuleDict(scores).to(self.device)
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Score a batch of the current loader."""
+        logits = self(batch.story, batch.query, batch.mask)
+        loss = F.cross_entropy(logits, batch.answer, reduction="none")
+        name = list(self.scores)[dataloader_idx]
+        self.scores[name].update(batch.id, logits.argmax(1) == batch.answer, loss, batch.group)
+
+    test_step = validation_step
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Return the answers' ids ``[B]``."""
+        return self(batch.story, batch.query, batch.mask).argmax(1)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores of the validation set."""
+        values = self.scores["val"].compute()
+        self.log_dict({f"val/{key}": value for key, value in values.items() if not key.endswith("examples")})
+        self.log("val/sequence_accuracy", values["sequence_accuracy"], prog_bar=True, logger=False)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the scores of every test set and keep them in `results`."""
+        for name, metric in self.scores.items():
+            values = {key: float(value) for key, value in metric.compute().items()}
+            self.log_dict({f"test/{name}/{key}": value for key, value in values.items() if not key.endswith("examples")})
+            self.results[name] = _nested(values)
+        self.scores = nn.ModuleDict()
+
+
+def _by_length(batch: Any, shares: tuple[float, ...]) -> list[Any]:
+    """Split a batch into parts of similar story length, each trimmed to its longest story."""
+    if len(shares) == 1:
+        return [batch]
+    length = batch.mask.sum(1)
+    order = length.argsort(stable=True)
+    cuts = torch.tensor(shares[:-1]).cumsum(0).mul(len(order)).round().long()
+    parts = []
+    for rows in order.tensor_split(cuts):
+        if len(rows):
+            part = type(batch)(*(field[rows] for field in batch))
+            longest = int(length[rows].max())
+            parts.append(part._replace(story=part.story[:, :longest], mask=part.mask[:, :longest]))
+    return parts
+
+
+def _nested(values: dict[str, float]) -> dict[str, Any]:
+    """Turn ``{"loss": ..., "qa1/examples": ...}`` into ``{"loss": ..., "groups": {"qa1": {"examples": ...}}}``."""
+    result: dict[str, Any] = {"groups": {}}
+    for key, value in values.items():
+        group, _, measure = key.rpartition("/")
+        place = result["groups"].setdefault(group, {}) if group else result
+        place[measure] = int(value) if measure == "examples" else value
+    return result

@@ -1,0 +1,120 @@
+"""Readers of stories: a story and a question in, one answer out."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from algornn.memory import FastWeightTrace, TensorProductMemory
+
+
+class SentenceEncoder(nn.Module):
+    r"""A sentence as a sum of its words with trained position weights: :math:`x = \sum_w E_{\mathrm{word}_w} \odot P_w / W`.
+
+    The padding word (id 0) has an ordinary embedding and is summed in, as in the original.
+
+    Args:
+        vocab_size: number of words V, padding included; also the width of the embedding.
+        sentence_length: words per sentence W.
+    """
+
+    def __init__(self, vocab_size: int, sentence_length: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, vocab_size)
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+        self.position = nn.Parameter(torch.ones(sentence_length, vocab_size))
+
+    def forward(self, words: Tensor) -> Tensor:
+        """Map word ids ``[..., W]`` to ``[..., V]``.
+
+        Raises:
+            ValueError: the last dimension is not W.
+        """
+        if words.shape[-1] != len(self.position):
+            raise ValueError(
+                f"sentences must have {len(self.position)} words (padded with 0), got {list(words.shape)}. "
+                "Build the model with the data module's sentence_length."
+            )
+        # One table of all (position, word) products is smaller than the products of all words of a batch.
+        W, V = self.position.shape
+        table = (self.position / W)[:, None] * self.embedding.weight
+        return F.embedding(words + V * torch.arange(W, device=words.device), table.flatten(0, 1)).sum(-2)
+
+
+class TPRRNN(nn.Module):
+    """The tensor-product RNN: sentences write a third-order fast-weight memory, the question reads it in three hops.
+
+    Args:
+        vocab_size: number of words V, padding (id 0) included.
+        sentence_length: words per sentence and question, W.
+        entity_size: E.
+        role_size: R.
+        hidden_size: hidden units of every head.
+        unused_query_head: keep the dead head of the released code (see `TensorProductMemory`).
+
+    The parameter count with `unused_query_head` is V^2 + (490 + W) V + 20,086 at the default sizes: 141,985 for all
+    tasks of bAbI.
+
+    Source: Schlag and Schmidhuber (2018), NeurIPS, https://arxiv.org/abs/1811.12143, eq. 1 to 14 and the released code.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        sentence_length: int,
+        entity_size: int = 90,
+        role_size: int = 20,
+        hidden_size: int = 40,
+        unused_query_head: bool = False,
+    ) -> None:
+        super().__init__()
+        self.encoder = SentenceEncoder(vocab_size, sentence_length)
+        self.memory = TensorProductMemory(vocab_size, entity_size, role_size, hidden_size, unused_query_head)
+        self.output = nn.Linear(entity_size, vocab_size, bias=False)
+        nn.init.xavier_uniform_(self.output.weight)
+
+    def forward(self, story: Tensor, query: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Answer one question per story.
+
+        Args:
+            story: word ids ``[B, T, W]``.
+            query: word ids ``[B, W]``.
+            mask: ``[B, T]`` bool, False at sentences that only pad the batch.
+
+        Returns:
+            Logits over the vocabulary, ``[B, V]``.
+        """
+        memory = self.memory.write(self.encoder(story), mask=mask)
+        return self.output(self.memory.read(memory, self.encoder(query)))
+
+    def fast_weights(self, story: Tensor, query: Tensor, mask: Tensor | None = None) -> FastWeightTrace:
+        """What the story wrote, for probes; see `TensorProductMemory.fast_weights`."""
+        return self.memory.fast_weights(self.encoder(story), mask=mask)
+
+
+class LSTMReader(nn.Module):
+    """The baseline: the same sentence encoder, then an LSTM over the sentences and, last, the question.
+
+    Args:
+        vocab_size: number of words V, padding (id 0) included.
+        sentence_length: words per sentence and question, W.
+        hidden_size: units of the LSTM; 93 gives the size of `TPRRNN` on all tasks of bAbI.
+    """
+
+    def __init__(self, vocab_size: int, sentence_length: int, hidden_size: int = 93) -> None:
+        super().__init__()
+        self.encoder = SentenceEncoder(vocab_size, sentence_length)
+        self.lstm = nn.LSTM(vocab_size, hidden_size, batch_first=True)
+        self.output = nn.Linear(hidden_size, vocab_size, bias=False)
+
+    def forward(self, story: Tensor, query: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Answer one question per story; arguments and result as in `TPRRNN.forward`."""
+        x = self.encoder(torch.cat([story, query[:, None]], dim=1))
+        if mask is not None:
+            # The question moves to the first place after its own story, so that the LSTM reads no padding before it.
+            length = mask.sum(1)
+            x = x.scatter(1, length[:, None, None].expand(-1, 1, x.shape[-1]), x[:, -1:])
+            y, _ = self.lstm(x)
+            return self.output(y[torch.arange(len(y), device=y.device), length])
+        return self.output(self.lstm(x)[0][:, -1])

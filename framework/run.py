@@ -1,0 +1,223 @@
+"""One folder per run: its name, what is written into it, and a trained model out of it again."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import subprocess
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+
+@dataclass
+class Published:
+    """A published number that a recipe is compared with.
+
+    Attributes:
+        stage: the test set, such as ``test`` or ``sys``.
+        error: error in percent, mean over groups.
+        std: standard deviation over runs, in percent.
+        runs: number of runs.
+        verified: False where the number is recalled and so no pass mark.
+        source: where it stands.
+    """
+
+    stage: str
+    error: float
+    std: float | None = None
+    runs: int | None = None
+    verified: bool = False
+    source: str = ""
+
+
+@dataclass
+class Recipe:
+    """What a run is meant to show.
+
+    Attributes:
+        name: the run's name; empty: that of the configuration file.
+        about: one sentence.
+        published: the numbers to compare with.
+        published_steps: optimizer steps of the published runs; None where there is none.
+    """
+
+    name: str = ""
+    about: str = ""
+    published: list[Published] = field(default_factory=list)
+    published_steps: int | None = None
+
+
+def new_run_folder(name: str, seed: int) -> Path:
+    """Return ``runs/<name>/<time>-seed<seed>``, the same on every process of a job."""
+    # A launcher's job id, where there is one, is what processes that start apart have in common.
+    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    job = os.environ.get("SLURM_JOB_ID", "none") if job == "none" else job
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S") if job == "none" else f"job{job}"
+    # Lightning starts its other processes with this process's environment.
+    stamp = os.environ.setdefault("ALGORNN_RUN_STAMP", stamp)
+    return Path("runs", name, f"{stamp}-seed{seed}")
+
+
+def load(run_or_checkpoint: str | Path) -> L.LightningModule:
+    """Return the trained learner of a run folder (its best checkpoint, else its last) or of a checkpoint file.
+
+    Args:
+        run_or_checkpoint: a run folder or a ``.ckpt`` file. Its network is the learner's ``model``.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+    """
+    path = Path(run_or_checkpoint)
+    candidates = [path] if path.suffix == ".ckpt" else [path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
+    found = [file for file in candidates if file.is_file()]
+    if not found:
+        raise FileNotFoundError(f"No checkpoint at {' or '.join(map(str, candidates))}. Give a run folder or a .ckpt file.")
+    return L.LightningModule.load_from_checkpoint(found[0], map_location="cpu").eval()
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write a checkpoint beside its place and move it there, so that a killed run leaves the old or the new one whole."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Save `checkpoint` at `path`."""
+        partial = f"{path}.part"
+        super().save_checkpoint(checkpoint, partial, storage_options)
+        os.replace(partial, path)
+
+
+class RandomState(L.Callback):
+    """Keep the state of every global random number generator in the checkpoint."""
+
+    def __init__(self) -> None:
+        self._restored: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states, as types that a weights-only load accepts."""
+        kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - the global generator is what users' code may draw from
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return {
+            "torch": torch.get_rng_state(),
+            "cuda": cuda,
+            "python": random.getstate(),
+            "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Hold the states until training starts: building loaders must not draw from them."""
+        self._restored = state
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put the saved states back."""
+        if self._restored is None:
+            return
+        state, self._restored = self._restored, None
+        torch.set_rng_state(state["torch"].cpu())
+        if state["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+        version_, internal, gauss = state["python"]
+        random.setstate((version_, tuple(internal), gauss))
+        kind, keys, *rest = state["numpy"]
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+
+
+class RunRecord(L.Callback):
+    """Write ``metrics.json`` after a test: results by set and group, the probes' last values, budget and machine.
+
+    Args:
+        recipe: what the run is meant to show.
+        seed: the seed of the run.
+        command: how it was started.
+    """
+
+    def __init__(self, recipe: Recipe, seed: int, command: str) -> None:
+        self.recipe, self.seed, self.command = recipe, seed, command
+        self.seconds = 0.0
+        self._since: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the seconds trained so far, over all restarts."""
+        return {"seconds": self._training_seconds()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from the seconds of the run that is resumed."""
+        self.seconds = state["seconds"]
+
+    def _training_seconds(self) -> float:
+        return self.seconds + (time.monotonic() - self._since if self._since else 0.0)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._since = time.monotonic()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop the clock."""
+        self.seconds, self._since = self._training_seconds(), None
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the file, on the first process only."""
+        if trainer.is_global_zero:
+            record = self._record(trainer, pl_module)
+            Path(trainer.default_root_dir, "metrics.json").write_text(json.dumps(record, indent=1) + "\n")
+
+    def _record(self, trainer: L.Trainer, learner: L.LightningModule) -> dict[str, Any]:
+        data, steps = trainer.datamodule, trainer.global_step
+        ood = set(getattr(data, "ood", ()))
+        stages = {name: {"ood": name in ood} | result for name, result in getattr(learner, "results", {}).items()}
+        budget = steps / self.recipe.published_steps if self.recipe.published_steps else None
+        return {
+            "recipe": self.recipe.name,
+            "seed": self.seed,
+            "model": type(getattr(learner, "model", learner)).__name__,
+            "parameters": sum(p.numel() for p in learner.parameters()),
+            "data": f"{type(data).__name__} {getattr(data, 'split', '')}".strip(),
+            "steps": steps,
+            "budget": budget,
+            "wall_seconds": round(self.seconds, 1),
+            "stages": stages,
+            "incomplete": list(getattr(data, "incomplete", ())),
+            "probes": probe_values(Path(trainer.default_root_dir)),
+            "command": self.command,
+        } | provenance()
+
+
+def probe_values(run: Path) -> dict[str, Any]:
+    """Return ``{probe: {"step": n, "scalars": {...}}}`` from the latest artefact of every probe of a run."""
+    latest: dict[str, Any] = {}
+    for file in run.glob("probes/*/step=*.json"):
+        step = int(file.stem.removeprefix("step="))
+        if step >= latest.get(file.parent.name, {"step": -1})["step"]:
+            latest[file.parent.name] = {"step": step, "scalars": json.loads(file.read_text())["scalars"]}
+    return latest
+
+
+def provenance() -> dict[str, Any]:
+    """Return what a measured number needs beside it: commit, versions and hardware."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return {
+        "commit": commit.stdout.strip() or None,
+        "versions": {name: version(name) for name in ("algornn", "torch", "lightning")} | {"python": platform.python_version()},
+        "hardware": f"{gpu or _processor()}, {torch.get_num_threads()} thread(s)",
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
