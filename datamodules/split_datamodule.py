@@ -1,0 +1,256 @@
+"""The base of every benchmark: named splits, stages in and out of distribution, groups, and loaders that can resume.
+
+Subclasses say what their data are (`examples`, `dataset_of`, `collate`); everything that all benchmarks share is here.
+"""
+
+import difflib
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+
+class Example(NamedTuple):
+    """One example of a benchmark, as its authors would show it.
+
+    Attributes:
+        source: The input; for text benchmarks its tokens.
+        target: The expected output; for text benchmarks its tokens.
+        group: The sub-task or generalization category.
+    """
+
+    source: tuple[str, ...]
+    target: tuple[str, ...]
+    group: str
+
+
+class GroupedDataset(Dataset[Any]):
+    """A map-style dataset whose items know their group: `groups[dataset[i].group]`; the id of item i is i."""
+
+    groups: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Number of items."""
+        raise NotImplementedError
+
+
+def generator(*name: object) -> np.random.Generator:
+    """A random generator that depends on `name` alone: the same on every machine, process and Python version.
+
+    `generator("story_world", "pairs", "train", 0)` and the like; Python's own `hash` is salted and will not do.
+    """
+    digest = hashlib.sha256("/".join(map(str, name)).encode()).digest()
+    return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
+
+
+def check_name(kind: str, name: str, names: Sequence[str]) -> str:
+    """Return `name` if it is one of `names`; otherwise raise a ValueError that shows the closest valid one."""
+    if name in names:
+        return name
+    closest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
+    hint = f"; did you mean {closest[0]!r}?" if closest else "."
+    raise ValueError(f"{kind} {name!r} is unknown, expected one of {', '.join(map(repr, names))}{hint}")
+
+
+class EpochOrder:
+    """The batches of one process in one epoch: lists of indices, from one permutation per (name, epoch).
+
+    With W processes, global batch b is rows `b*W*batch_size` to `(b+1)*W*batch_size` of the permutation, and process r
+    takes every W-th of them from the r-th on. So two processes with batch size 16 see together, batch by batch, what
+    one process with batch size 32 sees. The incomplete last batch is dropped.
+
+    Args:
+        name: What the permutation depends on besides the epoch (benchmark, split, seed, ...).
+        size: Number of items.
+        batch_size: Items per batch and process.
+        rank: This process, 0 <= rank < world.
+        world: Number of processes.
+
+    Attributes:
+        epoch: The epoch that is given next.
+        batch: The batch of that epoch that is given next.
+
+    Raises:
+        ValueError: There is not even one full global batch.
+    """
+
+    def __init__(self, name: tuple[object, ...], size: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        if size < batch_size * world:
+            raise ValueError(
+                f"Expected at least one batch of {world} x {batch_size} training examples, found {size} in all; "
+                "choose a smaller batch_size."
+            )
+        self.name, self.size, self.batch_size, self.rank, self.world = name, size, batch_size, rank, world
+        self.epoch = 0
+        self.batch = 0
+
+    @property
+    def sampler(self) -> "EpochOrder":
+        """Itself: Lightning calls `loader.batch_sampler.sampler.set_epoch` at the start of every epoch."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of `epoch`, or stay in the middle of it if it is the current one."""
+        if epoch != self.epoch:
+            self.epoch, self.batch = epoch, 0
+
+    def __len__(self) -> int:
+        """Batches per epoch (of the whole epoch, wherever it is resumed)."""
+        return self.size // (self.batch_size * self.world)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The batches from `batch` to the end of the epoch."""
+        order = generator(*self.name, self.epoch).permutation(self.size)
+        step = self.batch_size * self.world
+        for b in range(self.batch, len(self)):
+            yield order[b * step + self.rank : (b + 1) * step : self.world].tolist()
+
+
+class ResumableLoader:
+    """A training loader that continues in the middle of an epoch: the state is (epoch, batches already given).
+
+    Lightning stores `state_dict()` in every checkpoint and calls `load_state_dict()` on resume. It is not a
+    `DataLoader`, so that Lightning never swaps its sampler for another one.
+
+    Args:
+        dataset: Map-style dataset.
+        order: The indices of every batch.
+        collate_fn: Makes a batch from a list of items.
+    """
+
+    def __init__(self, dataset: GroupedDataset, order: EpochOrder, collate_fn: Callable[[list[Any]], Any]) -> None:
+        self.dataset, self.batch_sampler, self.collate_fn = dataset, order, collate_fn
+        self.batch_size = order.batch_size
+        self._resumed = False
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[Any]:
+        """One pass: a whole epoch, or the rest of it right after `load_state_dict`."""
+        # A generator: nothing is settled before the first batch is asked for, since Lightning makes the iterator
+        # before it sets the epoch.
+        order = self.batch_sampler
+        if not self._resumed:
+            order.batch = 0
+        self._resumed = False
+        for batch in DataLoader(self.dataset, batch_sampler=order, collate_fn=self.collate_fn):
+            order.batch += 1
+            yield batch
+        order.set_epoch(order.epoch + 1)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the loader stands: `epoch` and the number of its batches given so far."""
+        return {"epoch": self.batch_sampler.epoch, "batch": self.batch_sampler.batch}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Continue from a `state_dict()`."""
+        self.batch_sampler.epoch, self.batch_sampler.batch = state_dict["epoch"], state_dict["batch"]
+        self._resumed = True
+
+
+class SplitDataModule(LightningDataModule):
+    """A benchmark with named splits and, in each, named stages in and out of distribution.
+
+    A subclass sets `benchmark`, `splits` and, where it has them, `further` and `ood`, and defines `groups`, `examples`,
+    `dataset_of` and `collate`. Sizes that a model needs are known after the constructor, without reading a file.
+
+    Batches carry `id`, the index into `examples(stage)`: with several processes the evaluation loaders repeat a few
+    examples so that all processes have equally many, and a learner drops these repeats by their ids.
+
+    Args:
+        split: One of `splits`.
+        data_dir: The benchmark's folder; None: `$ALGORNN_DATA/<benchmark>`, then the user cache, then a download.
+        batch_size: Examples per batch and process.
+        seed: Seed of the order of training (and of the data, where they are generated).
+
+    Raises:
+        ValueError: Unknown split, batch size below 1 or negative seed.
+    """
+
+    benchmark: ClassVar[str]
+    splits: ClassVar[tuple[str, ...]]
+    further: tuple[str, ...] = ()
+    ood: tuple[str, ...] = ()
+    groups: tuple[str, ...]
+
+    def __init__(
+        self, split: str, data_dir: str | os.PathLike[str] | None = None, batch_size: int = 32, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.split = check_name("split", split, self.splits)
+        if batch_size < 1:
+            raise ValueError(f"batch_size is the number of examples per batch, expected at least 1, not {batch_size}.")
+        if seed < 0:
+            raise ValueError(f"seed must be 0 or more, not {seed}.")
+        self.data_dir, self.batch_size, self.seed = data_dir, batch_size, seed
+        self._datasets: dict[str, GroupedDataset] = {}
+
+    def examples(self, stage: str) -> Sequence[Example]:
+        """All examples of a stage, in their own order."""
+        raise NotImplementedError
+
+    def dataset_of(self, stage: str) -> GroupedDataset:
+        """Read or generate the examples of a stage as numbers; called once per stage."""
+        raise NotImplementedError
+
+    @staticmethod
+    def collate(items: list[Any]) -> Any:
+        """A batch from items of the dataset."""
+        raise NotImplementedError
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of all stages: train, val, test and the further test sets."""
+        return ("train", "val", "test", *self.further)
+
+    @property
+    def test_stages(self) -> tuple[str, ...]:
+        """Names of the stages in the order of `test_dataloader()`: `dataloader_idx` is an index into them."""
+        return ("test", *self.further)
+
+    @property
+    def incomplete(self) -> tuple[str, ...]:
+        """Groups of which only a part of the training data is at hand."""
+        return ()
+
+    def dataset(self, stage: str) -> GroupedDataset:
+        """The examples of a stage as numbers (read once, then kept)."""
+        if check_name("stage", stage, self.stages) not in self._datasets:
+            self._datasets[stage] = self.dataset_of(stage)
+        return self._datasets[stage]
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Shuffled batches; the order depends on the seed and the epoch only, whatever the number of processes."""
+        dataset = self.dataset("train")
+        name = (self.benchmark, self.split, "order", self.seed)
+        return ResumableLoader(dataset, EpochOrder(name, len(dataset), self.batch_size, *self._place()), self.collate)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """The validation set, in distribution."""
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> dict[str, DataLoader[Any]]:
+        """The test set and every further test set by name."""
+        return {stage: self._evaluation_loader(stage) for stage in self.test_stages}
+
+    def predict_dataloader(self) -> dict[str, DataLoader[Any]]:
+        """The same as `test_dataloader`."""
+        return self.test_dataloader()
+
+    def _evaluation_loader(self, stage: str) -> DataLoader[Any]:
+        dataset = self.dataset(stage)
+        rank, world = self._place()
+        # Process r takes items r, r + W, ..., repeating the first ones at the end where W does not divide the size.
+        # Lightning leaves a DistributedSampler alone.
+        sampler: DistributedSampler[Any] = DistributedSampler(dataset, num_replicas=world, rank=rank, shuffle=False)
+        return DataLoader(dataset, batch_size=self.batch_size, sampler=sampler, collate_fn=self.collate)
+
+    def _place(self) -> tuple[int, int]:
+        """This process and the number of processes; (0, 1) without a trainer."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
