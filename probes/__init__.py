@@ -1,1 +1,17 @@
-"""Probes: callbacks that ask one question each of any model, one file per question."""
+"""Probes: questions asked of any model, during training or after, that leave the training untouched."""
+
+from algornn.probes.fast_weights import FastWeightProbe, FastWeightTrace, OwnsFastWeights
+from algornn.probes.probe import Probe
+from algornn.probes.result import ProbeResult
+from algornn.probes.subject import Subject
+from algornn.probes.weight_masks import WeightMaskProbe
+
+__all__ = [
+    "FastWeightProbe",
+    "FastWeightTrace",
+    "OwnsFastWeights",
+    "Probe",
+    "ProbeResult",
+    "Subject",
+    "WeightMaskProbe",
+]

@@ -1,0 +1,153 @@
+"""The data of a probe: a fixed list of batches that every process can index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class Batches(Sequence[Any]):
+    """Batches in a fixed order, fetched on demand and moved to `device`.
+
+    Nothing is shuffled, sharded or prefetched, and no worker process or global random state is used, so batch `i` is
+    the same on every process and in every measurement. Half-precision tensors arrive as float32.
+
+    Args:
+        keys: one key per batch.
+        fetch: turns a key into a batch.
+        device: where batches go.
+        names: the names of the groups that a batch's `group` field counts.
+    """
+
+    def __init__(
+        self, keys: Sequence[Any], fetch: Callable[[Any], Any], device: torch.device, names: Sequence[str] = ()
+    ) -> None:
+        self.keys = keys
+        self.fetch = fetch
+        self.device = device
+        self.names = tuple(names)
+
+    @classmethod
+    def of(cls, loader: Iterable[Any], max_batches: int | None, seed: int, device: torch.device) -> Batches:
+        """Take at most `max_batches` batches of a loader.
+
+        From a loader over a map-style dataset: a sample without replacement that depends on `seed` and the size of the
+        dataset alone, so a dataset sorted by task is sampled evenly; the loader's `collate_fn` builds the batches and
+        its sampler is not used. From any other iterable of batches: its first batches, as they come.
+
+        Raises:
+            ValueError: the loader is empty.
+        """
+        dataset = getattr(loader, "dataset", None)
+        if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+            batches = cls._of_dataset(loader, max_batches, seed, device)
+        else:
+            names = getattr(dataset, "groups", getattr(loader, "groups", ()))
+            batches = cls(list(islice(loader, max_batches)), lambda batch: batch, device, names)
+        if not batches:
+            raise ValueError("A probe needs at least one batch, but its loader is empty: pass loader=... with data.")
+        return batches
+
+    @classmethod
+    def _of_dataset(cls, loader: Any, max_batches: int | None, seed: int, device: torch.device) -> Batches:
+        dataset, collate = loader.dataset, loader.collate_fn
+        names = getattr(dataset, "groups", ())
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
+        if loader.batch_sampler is None:  # the dataset's items are whole batches
+            return cls(order[:max_batches], lambda row: collate(dataset[row]), device, names)
+        size = getattr(loader.batch_sampler, "batch_size", None) or loader.batch_size or 32
+        return cls(
+            [order[start : start + size] for start in range(0, len(order), size)][:max_batches],
+            lambda rows: collate([dataset[row] for row in rows]),
+            device,
+            names,
+        )
+
+    def __len__(self) -> int:
+        """The number of batches."""
+        return len(self.keys)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Batch `index` on the device; a slice gives `Batches`."""
+        if isinstance(index, slice):
+            return Batches(self.keys[index], self.fetch, self.device, self.names)
+        batch = move_data_to_device(self.fetch(self.keys[index]), self.device)
+        return apply_to_collection(batch, Tensor, lambda t: t.float() if t.dtype in _HALF else t)
+
+    def by_group(self) -> dict[str, Batches]:
+        """Split into one `Batches` per group that occurs, by the batches' `group` field, in the order of the names.
+
+        Batches of a dataset are collated anew from the rows of each group; ready-made batches are cut.
+
+        Raises:
+            ValueError: the batches have no `group` field.
+        """
+        members: dict[int, list[Any]] = {}
+        for key in self.keys:
+            batch = self.fetch(key)
+            group = group_of(batch)
+            for value in group.unique().tolist():
+                rows = (group == value).nonzero().flatten()
+                members.setdefault(value, []).append([key[row] for row in rows] if _is_rows(key) else take(batch, rows))
+        return {self._name(value): self._regroup(members[value]) for value in sorted(members)}
+
+    def _regroup(self, parts: list[Any]) -> Batches:
+        if not _is_rows(self.keys[0]):
+            return Batches(parts, lambda batch: batch, self.device)
+        rows, size = [row for part in parts for row in part], len(self.keys[0])
+        return Batches([rows[start : start + size] for start in range(0, len(rows), size)], self.fetch, self.device)
+
+    def _name(self, value: int) -> str:
+        return self.names[value] if value < len(self.names) else f"group {value}"
+
+
+def _is_rows(key: Any) -> bool:
+    return isinstance(key, list) and all(isinstance(row, int) for row in key)
+
+
+def group_of(batch: Any) -> Tensor:
+    """The `group` field of a batch, `[B]` integers.
+
+    Raises:
+        ValueError: there is none.
+    """
+    group = batch.get("group") if isinstance(batch, dict) else getattr(batch, "group", None)
+    if not isinstance(group, Tensor):
+        raise ValueError(
+            f"Expected batches with a tensor field 'group' to split into tasks, got {type(batch).__name__}. "
+            "Pass tasks={name: loader, ...} instead."
+        )
+    return group.cpu()
+
+
+def size_of(batch: Any) -> int:
+    """The number of examples of a batch: the leading dimension of its first tensor that has one.
+
+    Raises:
+        ValueError: the batch holds no such tensor.
+    """
+    for leaf in tree_leaves(batch):
+        if isinstance(leaf, Tensor) and leaf.ndim:
+            return len(leaf)
+    raise ValueError(f"Expected a batch that holds tensors [B, ...], got {type(batch).__name__} without any.")
+
+
+def take(batch: Any, rows: Tensor | slice) -> Any:
+    """The given rows of a batch; whatever is not a tensor `[B, ...]` is kept whole."""
+    size = size_of(batch)
+
+    def pick(value: Tensor) -> Tensor:
+        if not value.ndim or len(value) != size:
+            return value
+        return value[rows.to(value.device) if isinstance(rows, Tensor) else rows]
+
+    return apply_to_collection(batch, Tensor, pick)

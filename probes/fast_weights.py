@@ -1,0 +1,261 @@
+r"""How well does a fast-weight memory hold what was written into it?
+
+A memory that was written with keys :math:`k_i`, values :math:`v_i` and strengths :math:`\beta_i` ends in the state
+:math:`S \in R^{K \times V}` and answers a key with :math:`S^T k`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from algornn.probes.probe import Probe
+from algornn.probes.result import ProbeResult
+from algornn.probes.subject import Subject
+
+
+class FastWeightTrace(NamedTuple):
+    """What was written, and what it left; any named tuple with these fields will do.
+
+    Args:
+        keys: write keys ``[B, N, K]``; a zero vector where nothing was written (padding).
+        values: ``[B, N, V]``.
+        beta: write strengths ``[B, N]``.
+        state: ``[B, K, V]`` after all N writes.
+    """
+
+    keys: Tensor
+    values: Tensor
+    beta: Tensor
+    state: Tensor
+
+
+@runtime_checkable
+class OwnsFastWeights(Protocol):
+    """A module that shows its fast weights: same arguments as its forward."""
+
+    def fast_weights(self, *args: Any, **kwargs: Any) -> FastWeightTrace:
+        """The trace of one forward."""
+
+
+class FastWeightProbe(Probe):
+    r"""Rank of the state, interference between keys, and recall of every association by its age.
+
+    * effective rank :math:`\exp H(\sigma / \sum \sigma)`, stable rank :math:`\|S\|_F^2 / \sigma_1^2`, participation ratio
+      :math:`(\sum \sigma^2)^2 / \sum \sigma^4` of the state's singular values; 0 for an empty state;
+    * interference: mean of :math:`\cos^2(k_i, k_j)` over :math:`i \neq j`, beside its least possible value for N keys in
+      K dimensions, the Welch bound :math:`(N - K) / (K (N - 1))` (0 for :math:`N \le K`);
+    * recall error :math:`\|S^T k_i - v_i\|^2 / \|v_i\|^2`, and recall accuracy: whether the stored value nearest to
+      :math:`S^T k_i` is :math:`v_i`; against the age (the number of later writes), beside a control in which every
+      key is asked for the value of another.
+
+    Means are over examples for rank and interference, over associations for recall. Arithmetic is float64.
+
+    Args:
+        at: path of the module that owns the fast weights; None: the first module that offers `fast_weights`.
+        trace: `trace(model, batch) -> FastWeightTrace`, for models whose modules do not offer `fast_weights`.
+        call: which of the owner's calls within one forward to look at.
+        schedule: the arguments of `Probe`.
+
+    Source: effective rank: Roy and Vetterli (2007), EUSIPCO; capacity and recall of fast weights: Schlag, Irie and
+    Schmidhuber (2021), ICML, https://arxiv.org/abs/2102.11174; bound: Welch (1974), IEEE Trans. Inf. Theory 20.
+    """
+
+    def __init__(
+        self,
+        at: str | None = None,
+        trace: Callable[[nn.Module, Any], FastWeightTrace] | None = None,
+        call: int = 0,
+        **schedule: Any,
+    ) -> None:
+        super().__init__(**schedule)
+        self.at = at
+        self.trace = trace
+        self.call = call
+
+    def measure(self, subject: Subject) -> ProbeResult:
+        """One trace per batch, shared out over the processes."""
+        parts = subject.map(
+            lambda i, generator: self._batch(subject, subject.loader[i], generator), range(len(subject.loader))
+        )
+        return _report(parts)
+
+    @torch.no_grad()
+    def _batch(self, subject: Subject, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
+        trace = self._trace(subject, batch)
+        keys, values, written = _compact(trace)
+        ages = {"age": (written.sum(1, keepdim=True) - 1 - torch.arange(keys.shape[1], device=keys.device))[written]}
+        recall = recall_of(keys, values, trace.state.double(), written, generator)
+        strength = {"write_strength": trace.beta.double()[trace.keys.ne(0).any(-1)]}
+        return {**spectrum_of(trace.state), **interference_of(keys, written), **ages, **recall, **strength}
+
+    def _trace(self, subject: Subject, batch: Any) -> FastWeightTrace:
+        """Let the loss drive the model, catch the owner's arguments, and ask it for its trace."""
+        if self.trace is not None:
+            return _checked(self.trace(subject.model, batch))
+        owner = self._owner(subject.model)
+        calls: list[tuple[Any, Any]] = []
+        hook = owner.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
+        try:
+            subject.loss(subject.model, batch)
+        finally:
+            hook.remove()
+        if not -len(calls) <= self.call < len(calls):
+            raise ValueError(
+                f"Asked for call {self.call} of {type(owner).__name__}, which was called {len(calls)} times."
+            )
+        args, kwargs = calls[self.call]
+        return _checked(owner.fast_weights(*args, **kwargs))
+
+    def _owner(self, model: nn.Module) -> nn.Module:
+        modules = [model.get_submodule(self.at)] if self.at is not None else model.modules()
+        for module in modules:
+            if callable(getattr(module, "fast_weights", None)):
+                return module
+        where = f"The module {self.at!r}" if self.at is not None else f"No module of {type(model).__name__}"
+        raise ValueError(f"{where} offers no fast_weights(*forward_args): pass at=... or trace=... to FastWeightProbe.")
+
+
+def spectrum_of(state: Tensor) -> dict[str, Tensor]:
+    """Singular values ``[B, min(K, V)]`` of states ``[B, K, V]``, largest first, and the three ranks ``[B]``.
+
+    They come from the Gram matrix of the smaller side in float64: relative error about 1e-8 of the largest.
+    """
+    state = state.double()
+    small = state.transpose(1, 2) if state.shape[1] >= state.shape[2] else state
+    power = torch.linalg.eigvalsh(small @ small.transpose(1, 2)).flip(-1).clamp(min=0)
+    sigma = power.sqrt()
+    total = sigma.sum(-1, keepdim=True)
+    full = total[:, 0] > 0
+    share = sigma / total.where(total > 0, 1)
+    effective = torch.special.entr(share).sum(-1).exp()
+    energy = power.sum(-1)
+    stable = energy / power[:, 0].where(full, 1)
+    participation = energy**2 / (power**2).sum(-1).where(full, 1)
+    ranks = {"effective_rank": effective * full, "stable_rank": stable, "participation_ratio": participation}
+    return {"sigma": sigma, "state_norm": energy.sqrt(), **ranks}
+
+
+def interference_of(keys: Tensor, written: Tensor) -> dict[str, Tensor]:
+    """Mean squared cosine between different keys ``[B, N, K]``, and the Welch bound, for examples of two keys or more."""
+    unit = keys / keys.norm(dim=-1, keepdim=True).where(written[..., None], 1)
+    cosine = (unit @ unit.transpose(1, 2)) ** 2
+    n = written.sum(1)
+    pairs = n * (n - 1)
+    enough = pairs > 0
+    mean = (cosine.sum((1, 2)) - cosine.diagonal(dim1=1, dim2=2).sum(1))[enough] / pairs[enough]
+    n, K = n[enough].double(), keys.shape[-1]
+    return {
+        "interference": mean,
+        "interference_floor": ((n - K) / (K * (n - 1))).clamp(min=0),
+        "writes": written.sum(1),
+    }
+
+
+def recall_of(
+    keys: Tensor, values: Tensor, state: Tensor, written: Tensor, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Relative squared error and nearest-value accuracy of each association, and of one with another's value.
+
+    Args:
+        keys: ``[B, N, K]``, written ones first.
+        values: ``[B, N, V]``.
+        state: ``[B, K, V]``.
+        written: ``[B, N]`` bool.
+        generator: draws the control: values are rotated among the n written ones by 1 to n - 1 places.
+
+    Returns:
+        Vectors over the written associations of all examples, in their order.
+    """
+    B, N = written.shape
+    n = written.sum(1, keepdim=True)
+    answers = keys @ state
+    distance = torch.cdist(answers, values).masked_fill(~written[:, None], torch.inf)
+    nearest = distance.argmin(-1) if N else distance.new_zeros(B, 0).long()
+    guess = _rows(values, nearest)
+    shift = 1 + (torch.rand(B, 1, generator=generator, device=keys.device) * (n - 1)).long().clamp(
+        max=(n - 2).clamp(min=0)
+    )
+    other = _rows(values, (torch.arange(N, device=keys.device) + shift) % n.clamp(min=1))
+    measured = {}
+    for suffix, target in {"": values, "_control": other}.items():
+        error = (answers - target).square().sum(-1) / target.square().sum(-1)
+        measured[f"recall_error{suffix}"] = error[written]
+        measured[f"recall_accuracy{suffix}"] = (guess == target).all(-1)[written].double()
+    return measured
+
+
+def _rows(values: Tensor, index: Tensor) -> Tensor:
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def _compact(trace: FastWeightTrace) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys and values in float64 with the written ones first, and which those are, ``[B, N]``."""
+    written = trace.keys.ne(0).any(-1)
+    order = written.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
+    return _rows(trace.keys.double(), order), _rows(trace.values.double(), order), written.gather(1, order)
+
+
+def _checked(trace: Any) -> FastWeightTrace:
+    """Refuse a trace whose shapes do not fit together."""
+    missing = [name for name in FastWeightTrace._fields if not isinstance(getattr(trace, name, None), Tensor)]
+    if missing:
+        raise TypeError(f"A trace of fast weights needs the tensors keys, values, beta and state; {missing} missing.")
+    (B, N, K), V = trace.keys.shape, trace.values.shape[-1]
+    expected = {"keys": (B, N, K), "values": (B, N, V), "beta": (B, N), "state": (B, K, V)}
+    for name, shape in expected.items():
+        if tuple(getattr(trace, name).shape) != shape:
+            raise ValueError(f"Trace: {name} must be {list(shape)} beside keys {[B, N, K]} and values [..., {V}], "
+                             f"got {list(getattr(trace, name).shape)}.")  # fmt: skip
+    return trace
+
+
+def _report(parts: list[dict[str, Tensor]]) -> ProbeResult:
+    """Join the batches in their order, so that the sums do not depend on the number of processes."""
+    sigma = torch.cat([part["sigma"] for part in parts])
+    joined = {key: torch.cat([part[key].flatten() for part in parts]) for key in parts[0] if key != "sigma"}
+    age = joined.pop("age")
+    scalars = {key: float(value.double().mean()) for key, value in joined.items()}
+    recall = {key: value for key, value in joined.items() if key.startswith("recall")}
+    count = torch.bincount(age)
+    by_age = {
+        key: torch.zeros(len(count), dtype=torch.float64).index_add_(0, age, value) / count
+        for key, value in recall.items()
+    }
+    spectrum = (sigma / sigma[:, :1].where(sigma[:, :1] > 0, 1)).mean(0)
+    tables = {"recall_by_age": {"age": list(range(len(count))), "count": count.tolist()}, "spectrum": spectrum.tolist()}
+    tables["recall_by_age"].update({key: value.tolist() for key, value in by_age.items()})
+    return ProbeResult(scalars, tables, _figures(tables))
+
+
+def _figures(tables: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    ages, spectrum = tables["recall_by_age"], tables["spectrum"]
+    recall = {"kind": "line", "xlabel": "age (later writes)", "x": ages["age"]}
+    return {
+        "recall_accuracy": {
+            **recall,
+            "title": "Recall of an association by its age",
+            "ylabel": "nearest stored value is the right one",
+            "series": {
+                "asked for its value": ages["recall_accuracy"],
+                "another's value": ages["recall_accuracy_control"],
+            },
+        },
+        "recall_error": {
+            **recall,
+            "title": "Error of recall by age",
+            "ylabel": "squared error / squared norm of the value",
+            "series": {"asked for its value": ages["recall_error"], "another's value": ages["recall_error_control"]},
+        },
+        "spectrum": {
+            "kind": "line",
+            "title": "Singular values of the state",
+            "xlabel": "index",
+            "ylabel": "relative to the largest",
+            "x": list(range(1, len(spectrum) + 1)),
+            "series": {"mean over examples": spectrum},
+        },
+    }

@@ -1,0 +1,260 @@
+"""The base class of all probes: schedule, isolation, processes, logging, artefacts and checkpoints, done once."""
+
+from __future__ import annotations
+
+import re
+import time
+from abc import abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from algornn.probes.batches import Batches
+from algornn.probes.result import ProbeResult
+from algornn.probes.subject import (
+    Loss,
+    ProbeError,
+    Subject,
+    copy_of,
+    device_of,
+    exchange,
+    is_out_of_memory,
+    isolated,
+    loss_of,
+)
+
+
+class Probe(Callback):
+    """Measures a model while it trains, without touching it.
+
+    A subclass writes `measure` and nothing else. The measurement sees a copy of the model and its own random state, so
+    training with the probe is bit-identical to training without it. It runs after an optimizer step and once more at
+    the end of training, on all processes or on none.
+
+    Results are kept in `result`, logged as `probe/<name>/<scalar>` (also for ModelCheckpoint and EarlyStopping, except
+    at the end of training) and written to `<default_root_dir>/probes/<name>/step=N.json`.
+
+    Args:
+        every_n_epochs: measure after the last batch of every n-th epoch; None: only as `every_n_steps` says.
+        every_n_steps: measure after every n-th optimizer step; takes the place of `every_n_epochs`.
+        loader: the data to measure on, any iterable of batches; None: the trainer's first validation loader. See
+            `Batches.of` for the sample that is taken.
+        loss: `loss(call, batch) -> scalar`, where `call(*args)` stands for the model's forward; None: the
+            LightningModule's own method `loss(call, batch)`, else cross-entropy of batches (x, y).
+        max_batches: number of batches to measure on; None: all.
+        max_seconds: wall time in seconds that all measurements of a training run may take together.
+        max_fraction: share of the run's wall time that measurements may take. A measurement that is expected (from the
+            running mean of the earlier ones) to overdraw either budget is skipped.
+        seed: of everything random in the measurement.
+        name: folder and key of the results; None: the class name in lower case without "Probe".
+
+    A subclass keeps its constructor's arguments in attributes of their names, and what changes in attributes that begin
+    with an underscore: `state_key` is made of the former.
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int | None = 1,
+        every_n_steps: int | None = None,
+        loader: Any = None,
+        loss: Loss | None = None,
+        max_batches: int | None = 8,
+        max_seconds: float | None = None,
+        max_fraction: float | None = None,
+        seed: int = 0,
+        name: str | None = None,
+    ) -> None:
+        super().__init__()
+        for key, value in {"every_n_epochs": every_n_epochs, "every_n_steps": every_n_steps}.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{key} must be a positive number or None, got {value}.")
+        self.every_n_epochs = every_n_epochs
+        self.every_n_steps = every_n_steps
+        self.loader = loader
+        self.loss = loss
+        self.max_batches = max_batches
+        self.max_seconds = max_seconds
+        self.max_fraction = max_fraction
+        self.seed = seed
+        self.name = name or re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__.removesuffix("Probe")).lower()
+        if not re.fullmatch(r"[\w.-]+", self.name):
+            raise ValueError(f"A probe's name is a folder's name (letters, digits, '_', '-', '.'), got {self.name!r}.")
+        self.result: ProbeResult | None = None
+        self._state: dict[str, Any] = {
+            "step": -1, "scalars": {}, "cost": None, "spent": 0.0, "elapsed": 0.0, "runs": 0, "skipped": 0,
+        }  # fmt: skip
+        self._seen = 0
+        self._tick = 0.0
+
+    @abstractmethod
+    def measure(self, subject: Subject) -> ProbeResult:
+        """Measure the model; all that a new probe writes.
+
+        Outside of `subject.map` the method must do the same on every process.
+        """
+
+    def run(self, model: nn.Module, loader: Iterable[Any] | None = None) -> ProbeResult:
+        """Measure any model without a Trainer; the numbers are those that the Trainer would log.
+
+        Args:
+            model: any module; it is not changed. The measurement runs on the model's device and this process alone.
+            loader: the data; None: the `loader` of the constructor.
+
+        Raises:
+            ValueError: there is no loader.
+        """
+        loader = self.loader if loader is None else loader
+        if loader is None:
+            raise ValueError(f"{type(self).__name__}.run needs data: pass loader=..., any iterable of batches.")
+        self.result = self._measure(model, loader)
+        return self.result
+
+    def _measure(self, model: nn.Module, loader: Iterable[Any], rank: int = 0, world: int = 1) -> ProbeResult:
+        device = device_of(model)
+        result, error = None, None
+        with isolated(device, self.seed):
+            try:
+                twin = copy_of(model)
+                batches = Batches.of(loader, self.max_batches, self.seed, device)
+                generator = torch.Generator(device).manual_seed(self.seed)
+                loss = loss_of(twin, self.loss)
+                result = self.measure(Subject(twin, batches, loss, device, generator, self.seed, rank, world))
+            except ProbeError:
+                raise
+            except Exception as raised:
+                error = raised
+            return exchange(result, world, error)[0]
+
+    # What the Trainer calls
+
+    @property
+    def state_key(self) -> str:
+        """Tells instances apart in a checkpoint: the class and its constructor's plain arguments."""
+        plain = (bool, int, float, str, type(None))
+        settings = {k: v for k, v in sorted(vars(self).items()) if k[0] != "_" and isinstance(v, plain)}
+        settings.pop("result", None)
+        return self._generate_state_key(**settings)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Step and scalars of the last measurement, counts, and the running cost in seconds."""
+        return dict(self._state)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self._state.update(state_dict)
+        self.result = ProbeResult(scalars=dict(self._state["scalars"])) if self._state["runs"] else None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse two probes of one name, whose results would overwrite each other."""
+        same = [probe for probe in trainer.callbacks if isinstance(probe, Probe) and probe.name == self.name]
+        if len(same) > 1:
+            raise ValueError(f"Two probes are named {self.name!r}: give each its own name=... .")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock, and fail now rather than after the first epoch if there are no data."""
+        self._seen, self._tick = trainer.global_step, time.monotonic()
+        if not trainer.fast_dev_run:
+            with isolated(pl_module.device, self.seed):
+                self._loader(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Measure if it is time."""
+        before, self._seen = self._seen, trainer.global_step
+        if self.every_n_steps:
+            due = trainer.global_step // self.every_n_steps > before // self.every_n_steps
+        else:
+            due = bool(self.every_n_epochs) and trainer.is_last_batch
+            due = due and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        if due:
+            self._attend(trainer, pl_module, logging=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the trained model, unless that was done at this step."""
+        self._attend(trainer, pl_module, logging=False)
+
+    def _attend(self, trainer: Trainer, pl_module: LightningModule, logging: bool) -> None:
+        """Measure and publish, or skip; the schedule is the same on every process, the budget is the first one's."""
+        step = trainer.global_step
+        if trainer.fast_dev_run or trainer.sanity_checking or step == self._state["step"]:
+            return
+        start = time.monotonic()
+        self._state["elapsed"] += start - self._tick
+        self._tick = start
+        if not trainer.strategy.broadcast(self._affordable()):
+            self._skip(trainer, "its budget is spent")
+            return
+        try:
+            result = self._measure(pl_module, self._loader(trainer), trainer.global_rank, trainer.world_size)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self._skip(trainer, "memory did not suffice")
+            return
+        self.result = result
+        self._account(step, result, time.monotonic() - start)
+        self._publish(trainer, pl_module, result, logging)
+
+    def _affordable(self) -> bool:
+        """Whether the expected cost fits into both budgets, as this process sees it."""
+        total = self._state["spent"] + (self._state["cost"] or 0.0)
+        if self.max_seconds is not None and total > self.max_seconds:
+            return False
+        first = self._state["cost"] is None
+        return self.max_fraction is None or first or total <= self.max_fraction * self._state["elapsed"]
+
+    def _account(self, step: int, result: ProbeResult, seconds: float) -> None:
+        cost = self._state["cost"]
+        self._state.update(
+            step=step,
+            scalars={key: float(value) for key, value in result.scalars.items()},
+            cost=seconds if cost is None else 0.7 * cost + 0.3 * seconds,
+            spent=self._state["spent"] + seconds,
+            runs=self._state["runs"] + 1,
+        )
+        self._seconds = seconds
+
+    def _skip(self, trainer: Trainer, why: str) -> None:
+        self._state["skipped"] += 1
+        rank_zero_warn(f"Probe {self.name!r} skipped step {trainer.global_step}: {why}.")
+        self._log(trainer, {"skipped": self._state["skipped"]})
+
+    def _publish(self, trainer: Trainer, pl_module: LightningModule, result: ProbeResult, logging: bool) -> None:
+        scalars = self._state["scalars"]
+        if logging:  # no reduction: the values are already the same on every process
+            keyed = {self._key(name): value for name, value in scalars.items()}
+            pl_module.log_dict(keyed, logger=False, on_step=True, on_epoch=False, rank_zero_only=False)
+        self._log(trainer, {**scalars, "seconds": self._seconds, "skipped": self._state["skipped"]})
+        if trainer.is_global_zero:
+            step = trainer.global_step
+            path = Path(trainer.default_root_dir) / "probes" / self.name / f"step={step}.json"
+            result.save(path, name=self.name, step=step, seconds=self._seconds)
+
+    def _log(self, trainer: Trainer, scalars: dict[str, float]) -> None:
+        for logger in trainer.loggers:  # each of them writes on the first process only
+            logger.log_metrics({self._key(name): value for name, value in scalars.items()}, step=trainer.global_step)
+
+    def _key(self, scalar: str) -> str:
+        return f"probe/{self.name}/{scalar}"
+
+    def _loader(self, trainer: Trainer) -> Iterable[Any]:
+        """The user's loader, else the first validation loader (Lightning makes it only when validation begins)."""
+        if self.loader is not None:
+            return self.loader
+        loaders = trainer.val_dataloaders
+        if loaders is None:
+            source = trainer.fit_loop.epoch_loop.val_loop._data_source
+            loaders = source.dataloader() if source.is_defined() else None
+        leaves = tree_leaves(loaders)
+        if not leaves or leaves[0] is None:
+            raise ValueError(
+                f"Probe {self.name!r} needs data: pass loader=... or give the Trainer a validation loader."
+            )
+        return leaves[0]

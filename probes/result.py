@@ -1,0 +1,53 @@
+"""What a probe returns: numbers, tables and plain-data figures."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass
+class ProbeResult:
+    """The outcome of one measurement.
+
+    Args:
+        scalars: name to number; these are logged as `probe/<probe name>/<scalar>`.
+        tables: name to table, a dictionary of columns or a list of rows.
+        figures: name to figure, drawn by `algornn.probes.plots.draw`. A figure is a dictionary with the keys `kind`
+            ("line", "bar" or "heatmap"), `title`, `xlabel`, `ylabel`, `x`, and either `series` (name to list of
+            numbers as long as `x`) or, for a heatmap, `y` and `values` (rows `y`, columns `x`).
+    """
+
+    scalars: dict[str, float] = field(default_factory=dict)
+    tables: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def to_json(self, **extra: Any) -> str:
+        """The result as JSON text, with `extra` entries before it; not-a-number and infinity become null."""
+        document = {**extra, "scalars": self.scalars, "tables": self.tables, "figures": self.figures}
+        return json.dumps(_plain(document), indent=1, allow_nan=False) + "\n"
+
+    def save(self, path: Path, **extra: Any) -> None:
+        """Write `to_json` to `path`; a reader sees the old file or the new one, never half of it."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(self.to_json(**extra), encoding="utf-8")
+        partial.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    """Turn tensors, tuples and non-finite numbers into what JSON knows."""
+    if isinstance(value, Tensor):
+        return _plain(value.tolist())
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

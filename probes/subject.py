@@ -1,0 +1,214 @@
+"""What a probe measures: an isolated copy of the model, fixed batches, and one way to share work between processes."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from algornn.probes.batches import Batches
+
+Loss = Callable[[Callable[..., Any], Any], Tensor]
+
+
+class ProbeError(RuntimeError):
+    """A measurement failed on some process; raised on all of them together, so that none waits for another."""
+
+    out_of_memory = False
+
+
+@dataclass
+class Subject:
+    """An isolated view of a model, handed to `Probe.measure`.
+
+    Args:
+        model: a copy in eval mode, floating-point halves as float32, no gradient required, no trainer attached.
+        loader: the batches to measure on, the same on every process.
+        loss: `loss(call, batch) -> scalar`, where `call(*args)` stands for the model's forward.
+        device: where model and batches are.
+        generator: for randomness outside of `map`; the same on every process.
+        seed: seeds `generator` and, together with the item's index, the generator of each item of `map`.
+        rank: index of this process.
+        world: number of processes.
+    """
+
+    model: nn.Module
+    loader: Batches
+    loss: Loss
+    device: torch.device
+    generator: torch.Generator
+    seed: int = 0
+    rank: int = 0
+    world: int = 1
+
+    def map(self, function: Callable[[Any, torch.Generator], Any], items: Iterable[Any]) -> list[Any]:
+        """Apply `function(item, generator)` to every item, shared out over the processes.
+
+        Item i is done by process i modulo `world`; its generator, the global random state and the model's buffers are
+        set from (seed, i) and the copy alone. Every process returns all results in the order of the items, tensors on
+        the CPU, so a reduction over them gives bit for bit the same value on any number of processes.
+
+        Raises:
+            ProbeError: `function` failed on some process (on a single process its own error is raised).
+        """
+        items, results, error = list(items), {}, None
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        try:
+            for index in range(self.rank, len(items), self.world):
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+                seed = _seed(self.seed, index)
+                _seed_globally(seed, self.device)
+                generator = torch.Generator(self.device).manual_seed(seed)
+                results[index] = apply_to_collection(function(items[index], generator), Tensor, _to_cpu)
+        except Exception as raised:
+            error = raised
+        gathered = exchange(results, self.world, error)
+        return [gathered[index % self.world][index] for index in range(len(items))]
+
+
+def exchange(value: Any, world: int, error: Exception | None = None) -> list[Any]:
+    """Gather one picklable value per process; an error of any process is raised on all.
+
+    This is the only collective of a measurement, so a process that fails anywhere meets the others here.
+
+    Raises:
+        ProbeError: some process passed an error (on a single process that error itself is raised).
+    """
+    if world == 1:
+        if error is not None:
+            raise error
+        return [value]
+    ours = None if error is None else (f"{type(error).__name__}: {error}", is_out_of_memory(error))
+    gathered: list[Any] = [None] * world
+    dist.all_gather_object(gathered, (None if error else value, ours))
+    failures = [(rank, *theirs) for rank, (_, theirs) in enumerate(gathered) if theirs is not None]
+    if failures:
+        text = "; ".join(f"process {rank}: {message}" for rank, message, _ in failures)
+        joint = ProbeError(f"The measurement failed on {text}")
+        joint.out_of_memory = all(memory for _, _, memory in failures)
+        raise joint from error
+    return [entry for entry, _ in gathered]
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the error says that an accelerator's memory did not suffice."""
+    return isinstance(error, torch.OutOfMemoryError) or getattr(error, "out_of_memory", False)
+
+
+@contextlib.contextmanager
+def isolated(device: torch.device, seed: int) -> Iterator[None]:
+    """Run a block with its own random state, gradients enabled and autocast off; restore all of it whatever happens.
+
+    Covers `random`, numpy's global state, torch's CPU generator and that of `device` (of no other accelerator),
+    grad mode, inference mode and autocast. Inside, all of them start from `seed`.
+    """
+    python, numpy_state = random.getstate(), np.random.get_state()
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with (
+            torch.random.fork_rng(devices=devices),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast(device.type, enabled=False),
+        ):
+            _seed_globally(seed, device)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy_state)
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """Copy a live model for probing; the live model is only read.
+
+    The copy is in eval mode, requires no gradient, has half-precision weights as float32 and refers to no trainer.
+    Compiled modules are copied as the eager modules inside them. Tied weights stay tied; forward hooks that belong to
+    the model (such as weight normalisation) stay in force.
+    """
+    model = getattr(model, "_orig_mod", model)
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for name in ("_trainer", "_fabric", "_compiler_ctx"):
+            if vars(module).get(name) is not None:
+                memo[id(vars(module)[name])] = None
+        # Tensors that carry a graph (a recurrent state kept between batches) cannot be deep-copied.
+        for leaf in tree_leaves(list(vars(module).values())):
+            if isinstance(leaf, Tensor) and not leaf.is_leaf:
+                memo[id(leaf)] = leaf.detach().clone()
+    for module in model.modules():
+        if hasattr(module, "_orig_mod"):
+            memo[id(module)] = copy.deepcopy(module._orig_mod, memo)
+    twin = copy.deepcopy(model, memo)
+    if getattr(model, "_compiler_ctx", None) is not None:
+        for name in ("forward", "training_step", "validation_step", "test_step", "predict_step"):
+            vars(twin).pop(name, None)  # compiled entry points would run the live model
+    twin._apply(lambda t: t.float() if t.dtype in (torch.float16, torch.bfloat16) else t)
+    return twin.eval().requires_grad_(False)
+
+
+def loss_of(model: nn.Module, loss: Loss | None) -> Loss:
+    """The loss that a probe uses: the user's, else the LightningModule's `loss(call, batch)`, else cross-entropy."""
+    if loss is not None:
+        return loss
+    own = getattr(type(model), "loss", None)
+    if (
+        isinstance(model, LightningModule)
+        and callable(own)
+        and list(inspect.signature(own).parameters)[1:2] == ["call"]
+    ):
+        return model.loss
+    return cross_entropy
+
+
+def cross_entropy(call: Callable[..., Any], batch: Any) -> Tensor:
+    """Cross-entropy of `call(x)` against y for batches (x, y).
+
+    Raises:
+        TypeError: the batch is not a pair.
+    """
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise TypeError(
+            f"Expected batches (x, y) for the default cross-entropy, got {type(batch).__name__}. "
+            "Pass loss=..., a function of (call, batch), or give the LightningModule a method loss(self, call, batch)."
+        )
+    x, y = batch
+    return F.cross_entropy(call(x), y)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter or buffer; the CPU if it has neither."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+def _to_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu()
+
+
+def _seed(seed: int, index: int) -> int:
+    return int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0])
+
+
+def _seed_globally(seed: int, device: torch.device) -> None:
+    """Seed the global generators that `isolated` restores, and no others."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)

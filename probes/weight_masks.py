@@ -1,0 +1,247 @@
+r"""Which weights does a trained network need for a sub-task, and which do sub-tasks share?
+
+For each sub-task a binary mask over the frozen weights :math:`\theta` is learned. One logit :math:`\ell_i` per weight,
+logistic noise :math:`g_i`, a hard sample with the gradient of the soft one:
+
+.. math::
+    m_i = 1[\ell_i + g_i > 0], \quad \partial m_i / \partial \ell_i := s_i (1 - s_i), \quad s_i = \sigma(\ell_i + g_i)
+
+    L(\ell) = E_m[ loss(f_{\theta \odot m}) ] + \alpha \sum_i \ell_i, \quad \alpha = \beta / batch size
+
+so that P(m_i = 1) = sigmoid(l_i). Every reported number uses the deterministic mask 1[l_i > 0]. The penalty is on logits:
+the logit of a weight without gradient falls by `lr` in each step and crosses zero after `INIT / lr` steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from algornn.probes.batches import Batches, size_of, take
+from algornn.probes.mask_overlap import overlap_report
+from algornn.probes.probe import Probe
+from algornn.probes.result import ProbeResult
+from algornn.probes.subject import Subject
+
+INIT = 2.0  # of the logits: a weight is kept with probability 0.88 at first
+UNMASKED, CONTROL = "unmasked", "control"
+_UNMASKABLE = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+
+
+class WeightMaskProbe(Probe):
+    """Learns one mask per sub-task, and a control mask for all of them, on a frozen copy of the model.
+
+    Reports loss and accuracy of every sub-task under every mask and under its inverse, mask sizes, and how masks overlap
+    (`mask_overlap`). Masks are shared out over the processes. Each sub-task's even batches train its masks, its odd
+    ones measure them (with a single batch, both do).
+
+    Read with care: raise `beta` until masks shrink without hurting the control's accuracy, and trust an overlap only
+    between its floor (independent masks) and its ceiling (the same sub-task twice, `repeats=2`).
+
+    Args:
+        tasks: {name: loader}; None: split the probe's batches by their `group` field; a list of names: those of them.
+        loss: `loss(call, batch)`, as in `Probe`.
+        steps: of mask learning; more than `INIT / lr` for any weight to be dropped.
+        lr: learning rate of Adam on the logits.
+        beta: strength of the penalty.
+        samples: masks per step, each for an equal slice of the batch.
+        repeats: masks per sub-task, with other noise and batch order.
+        max_tasks: the first so many sub-tasks only.
+        masked: patterns of parameter names to mask, such as "encoder.*"; None: parameters of two dimensions or more,
+            without those of embeddings and norms (and so without biases).
+        score: `score(output, batch)`, correctness per example or its mean, 0 to 1; None: accuracy of the largest output
+            against y of batches (x, y) or against the field `answer` or `target`, where there is one of fitting shape.
+        schedule: the other arguments of `Probe`. Sub-tasks found by `group` share `max_batches` batches.
+
+    Source: Csordas, van Steenkiste and Schmidhuber (2021), ICLR, https://arxiv.org/abs/2010.02066, section 2. Deviations:
+    gradients of the logits are not clipped, and Adam's epsilon is 1e-12, not 1e-8, which is no longer small beside alpha.
+    """
+
+    def __init__(
+        self,
+        tasks: Mapping[str, Iterable[Any]] | Sequence[str] | None = None,
+        loss: Callable[[Callable[..., Any], Any], Tensor] | None = None,
+        steps: int = 500,
+        lr: float = 1e-2,
+        beta: float = 1e-4,
+        samples: int = 4,
+        repeats: int = 1,
+        max_tasks: int | None = None,
+        masked: Sequence[str] | None = None,
+        score: Callable[[Any, Any], Tensor] | None = None,
+        **schedule: Any,
+    ) -> None:
+        if isinstance(tasks, Mapping) and schedule.get("loader") is None:
+            schedule["loader"] = next(iter(tasks.values()))
+        super().__init__(loss=loss, **schedule)
+        self.tasks = tasks
+        self.steps = steps
+        self.lr = lr
+        self.beta = beta
+        self.samples = samples
+        self.repeats = repeats
+        self.max_tasks = max_tasks
+        self.masked = masked
+        self.score = score
+
+    def measure(self, subject: Subject) -> ProbeResult:
+        """Learn and evaluate every mask, then compare them."""
+        tasks = self._tasks(subject)
+        weights = maskable(subject.model, self.masked)
+        jobs = [(UNMASKED, 0), (CONTROL, 0), *((task, repeat) for task in tasks for repeat in range(self.repeats))]
+        with torch.backends.cudnn.flags(enabled=False):  # cuDNN has no gradient for recurrent layers in eval mode
+            rows = subject.map(lambda job, generator: self._job(subject, tasks, weights, job[0], generator), jobs)
+        sizes = {name: weight.numel() for name, weight in weights.items()}
+        return overlap_report(dict(zip(jobs, rows, strict=True)), list(tasks), sizes)
+
+    def learn(
+        self, subject: Subject, batches: Sequence[Any], weights: dict[str, Tensor], generator: torch.Generator
+    ) -> Tensor:
+        """Learn the logits ``[P]`` of all weights, in their order, on batches drawn with replacement."""
+        batches = list(batches)
+        P = sum(weight.numel() for weight in weights.values())
+        logits = torch.full((P,), INIT, device=subject.device, requires_grad=True)
+        adam = torch.optim.Adam([logits], lr=self.lr, eps=1e-12)
+        order = torch.randint(len(batches), (self.steps,), generator=generator, device=subject.device)
+        for index in order.tolist():
+            logits.grad = self._gradient(subject, logits, batches[index], weights, generator)
+            adam.step()
+        return logits.detach()
+
+    def _gradient(
+        self, subject: Subject, logits: Tensor, batch: Any, weights: dict[str, Tensor], generator: torch.Generator
+    ) -> Tensor:
+        """The gradient of L: one sampled mask per slice of the batch, and the penalty's constant."""
+        size = size_of(batch)
+        gradient = torch.full_like(logits, self.beta / size)
+        slices = min(self.samples, size)
+        edges = [size * k // slices for k in range(slices + 1)]
+        for start, stop in zip(edges[:-1], edges[1:], strict=True):
+            mask = sample_mask(logits, generator)
+            loss = subject.loss(masked_call(subject.model, weights, mask), take(batch, slice(start, stop)))
+            if not loss.requires_grad:
+                raise ValueError("The loss does not depend on the masked weights: is the forward under no_grad?")
+            gradient += torch.autograd.grad(loss, logits)[0] * ((stop - start) / size)
+        return gradient
+
+    def _job(
+        self,
+        subject: Subject,
+        tasks: dict[str, Batches],
+        weights: dict[str, Tensor],
+        name: str,
+        generator: torch.Generator,
+    ) -> dict[str, Any]:
+        """Learn one mask and evaluate it and its inverse on every sub-task."""
+        if name == UNMASKED:
+            P = sum(weight.numel() for weight in weights.values())
+            mask = torch.ones(P, dtype=torch.bool, device=subject.device)
+        else:
+            chosen = tasks.values() if name == CONTROL else [tasks[name]]
+            batches = [batches[i] for batches in chosen for i in range(0, len(batches), 2)]
+            mask = self.learn(subject, batches, weights, generator) > 0
+        row: dict[str, Any] = {"mask": mask}
+        for prefix, m in {"": mask, "inverse_": ~mask}.items():
+            scores = {task: self._evaluate(subject, weights, m, batches) for task, batches in tasks.items()}
+            row[f"{prefix}loss"] = {task: loss for task, (loss, _) in scores.items()}
+            row[f"{prefix}accuracy"] = {task: accuracy for task, (_, accuracy) in scores.items()}
+        return row
+
+    @torch.no_grad()
+    def _evaluate(
+        self, subject: Subject, weights: dict[str, Tensor], mask: Tensor, batches: Batches
+    ) -> tuple[float, float]:
+        """Mean loss and accuracy per example over the odd batches."""
+        call = masked_call(subject.model, weights, mask)
+        total, loss, accuracy = 0, 0.0, 0.0
+        for batch in batches[1::2] or batches:
+            outputs: list[Any] = []
+
+            def recorded(*args: Any, outputs: list[Any] = outputs, **kwargs: Any) -> Any:
+                outputs.append(call(*args, **kwargs))
+                return outputs[-1]
+
+            size = size_of(batch)
+            loss += float(subject.loss(recorded, batch)) * size
+            accuracy += float((self.score or accuracy_of)(outputs[-1], batch).double().mean()) * size
+            total += size
+        return loss / total, accuracy / total
+
+    def _tasks(self, subject: Subject) -> dict[str, Batches]:
+        if isinstance(self.tasks, Mapping):
+            tasks = {
+                name: Batches.of(loader, self.max_batches, self.seed, subject.device)
+                for name, loader in self.tasks.items()
+            }
+        else:
+            tasks = subject.loader.by_group()
+            unknown = sorted(set(self.tasks or ()) - set(tasks))
+            if unknown:
+                raise ValueError(f"tasks names {unknown}, which no batch belongs to; there are {list(tasks)}.")
+            tasks = {name: tasks[name] for name in self.tasks or tasks}
+        return dict(list(tasks.items())[: self.max_tasks])
+
+
+class _HardSample(torch.autograd.Function):
+    """1[l + g > 0] with the gradient of sigmoid(l + g)."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, noise: Tensor) -> Tensor:
+        soft = torch.sigmoid(logits + noise)
+        ctx.save_for_backward(soft)
+        return (soft > 0.5).to(logits.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (soft,) = ctx.saved_tensors
+        return gradients[0] * soft * (1 - soft), None
+
+
+def sample_mask(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """A binary mask with P(m = 1) = sigmoid(logits), differentiable by the straight-through estimator."""
+    uniform = torch.rand(logits.shape, generator=generator, device=logits.device, dtype=logits.dtype)
+    return _HardSample.apply(logits, torch.logit(uniform))
+
+
+def maskable(model: nn.Module, masked: Sequence[str] | None = None) -> dict[str, Tensor]:
+    """The parameters that a mask covers, by name; see `WeightMaskProbe`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    exempt = {id(p) for module in model.modules() if isinstance(module, _UNMASKABLE) for p in module.parameters(False)}
+    if masked is None:
+        chosen = {name: p for name, p in model.named_parameters() if p.ndim >= 2 and id(p) not in exempt}
+    else:
+        chosen = {n: p for n, p in model.named_parameters() if any(fnmatch(n, pattern) for pattern in masked)}
+    if not chosen:
+        raise ValueError(
+            f"No parameter to mask fits {masked or 'two dimensions or more'}: pass masked=[patterns of names]."
+        )
+    return {name: p.detach() for name, p in chosen.items() if p.is_floating_point()}
+
+
+def masked_call(model: nn.Module, weights: dict[str, Tensor], mask: Tensor) -> Callable[..., Any]:
+    """The model's forward with `weights` multiplied by their parts of the flat `mask`."""
+    parts = mask.split([weight.numel() for weight in weights.values()])
+    state = {name: weight * part.view_as(weight) for (name, weight), part in zip(weights.items(), parts, strict=True)}
+    return lambda *args, **kwargs: functional_call(model, state, args, kwargs)
+
+
+def accuracy_of(output: Any, batch: Any) -> Tensor:
+    """Whether the largest output is the target, per example; not-a-number where the batch shows no class targets."""
+    if isinstance(batch, (tuple, list)) and not hasattr(batch, "_fields"):
+        target = batch[1] if len(batch) == 2 else None
+    else:
+        field = batch.get if isinstance(batch, Mapping) else lambda name: getattr(batch, name, None)
+        target = next((field(name) for name in ("answer", "target") if isinstance(field(name), Tensor)), None)
+    fits = isinstance(target, Tensor) and isinstance(output, Tensor) and output.shape[:-1] == target.shape
+    if not fits or target.is_floating_point():
+        return torch.tensor(math.nan)
+    return output.argmax(-1) == target
