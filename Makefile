@@ -42,6 +42,7 @@ clean:
 $(VENV)/dependencies: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("algornn needs Python >= 3.10, got %s: make PYTHON=python3.12" % sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (the first time takes minutes: torch is large)"
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]" --config-settings editable_mode=strict
 	@touch $@
 
