@@ -66,6 +66,7 @@ class AlgornnCLI(LightningCLI):
             # The data modules share their examples out themselves, so that W processes see the batches of one.
             trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0},
             seed_everything_default=1,
+            auto_configure_optimizers=False,
             parser_kwargs=settings | {command: dict(settings) for command in LIGHTNING_COMMANDS},
             args=args,
         )
@@ -261,7 +262,7 @@ def plain_sentence(error: BaseException) -> str:
     lines = [line.strip(" -") for line in text.splitlines() if line.strip()]
     wrong = re.search(r"(?:Import path|class_path|subclass)[^\n]*?['\"]?([A-Za-z_][\w.]*)['\"]?", text)
     told = next((line for line in lines if "Unexpected import path" in line or "does not correspond" in line or "No module" in line), None)
-    names = [name for room in (algornn, *ROOMS.values()) for name in room.__all__]
+    names = [name for room in (algornn, *ROOMS.values()) for name in getattr(room, "__all__", ())]
     given = re.findall(r"[\"']([A-Z]\w+)[\"']|class_path:? ?([A-Z]\w+)", text)
     hint = next((_closest(a or b, names) for a, b in given if _closest(a or b, names) and (a or b) not in names), "")
     return f"{told or lines[0]}{hint}" if wrong or told else f"{lines[0]}{hint}"

@@ -109,10 +109,11 @@ class QuestionAnswering(L.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score a batch of the current loader."""
-        logits = self(batch.story, batch.query, batch.mask)
-        loss = F.cross_entropy(logits, batch.answer, reduction="none")
-        name = list(self.scores)[dataloader_idx]
-        self.scores[name].update(batch.id, logits.argmax(1) == batch.answer, loss, batch.group)
+        scores = list(self.scores.values())[dataloader_idx]
+        for part in _by_length(batch, self.length_groups):
+            logits = self(part.story, part.query, part.mask)
+            loss = F.cross_entropy(logits, part.answer, reduction="none")
+            scores.update(part.id, logits.argmax(1) == part.answer, loss, part.group)
 
     test_step = validation_step
 
@@ -123,8 +124,9 @@ class QuestionAnswering(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the scores of the validation set."""
         values = self.scores["val"].compute()
-        self.log_dict({f"val/{key}": value for key, value in values.items() if not key.endswith("examples")})
-        self.log("val/sequence_accuracy", values["sequence_accuracy"], prog_bar=True, logger=False)
+        for key, value in values.items():
+            if not key.endswith("examples"):
+                self.log(f"val/{key}", value, prog_bar=key == "sequence_accuracy")
 
     def on_test_epoch_end(self) -> None:
         """Log the scores of every test set and keep them in `results`."""
