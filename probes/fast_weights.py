@@ -44,15 +44,16 @@ class OwnsFastWeights(Protocol):
 class FastWeightProbe(Probe):
     r"""Rank of the state, interference between keys, and recall of every association by its age.
 
-    * effective rank :math:`\exp H(\sigma / \sum \sigma)`, stable rank :math:`\|S\|_F^2 / \sigma_1^2`, participation ratio
-      :math:`(\sum \sigma^2)^2 / \sum \sigma^4` of the state's singular values; 0 for an empty state;
-    * interference: mean of :math:`\cos^2(k_i, k_j)` over :math:`i \neq j`, beside its least possible value for N keys in
-      K dimensions, the Welch bound :math:`(N - K) / (K (N - 1))` (0 for :math:`N \le K`);
+    * effective rank :math:`\exp H(\sigma / \sum \sigma)`, stable rank :math:`\|S\|_F^2 / \sigma_1^2`,
+      participation ratio :math:`(\sum \sigma^2)^2 / \sum \sigma^4` of its singular values; 0 for an empty state;
+    * interference: mean of :math:`\cos^2(k_i, k_j)` over :math:`i \neq j`, beside its least possible value for N
+      keys in K dimensions, the Welch bound :math:`(N - K) / (K (N - 1))` (0 for :math:`N \le K`);
     * recall error :math:`\|S^T k_i - v_i\|^2 / \|v_i\|^2`, and recall accuracy: whether the stored value nearest to
       :math:`S^T k_i` is :math:`v_i`; against the age (the number of later writes), beside a control in which every
       key is asked for the value of another.
 
-    Means are over examples for rank and interference, over associations for recall. Arithmetic is float64.
+    Means are over examples for rank and interference, over associations for recall (error: those whose value is not
+    zero). An association counts unless its key is zero. Arithmetic is float64.
 
     Args:
         at: path of the module that owns the fast weights; None: the first module that offers `fast_weights`.
@@ -78,10 +79,11 @@ class FastWeightProbe(Probe):
 
     def measure(self, subject: Subject) -> ProbeResult:
         """One trace per batch, shared out over the processes."""
-        parts = subject.map(
-            lambda i, generator: self._batch(subject, subject.loader[i], generator), range(len(subject.loader))
-        )
-        return _report(parts)
+
+        def traced(index: int, generator: torch.Generator) -> dict[str, Tensor]:
+            return self._batch(subject, subject.loader[index], generator)
+
+        return _report(subject.map(traced, range(len(subject.loader))))
 
     @torch.no_grad()
     def _batch(self, subject: Subject, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
@@ -104,13 +106,11 @@ class FastWeightProbe(Probe):
         finally:
             hook.remove()
         if not -len(calls) <= self.call < len(calls):
-            raise ValueError(
-                f"Asked for call {self.call} of {type(owner).__name__}, which was called {len(calls)} times."
-            )
+            raise ValueError(f"call={self.call} asked for, but {type(owner).__name__} was called {len(calls)} times.")
         args, kwargs = calls[self.call]
         return _checked(owner.fast_weights(*args, **kwargs))
 
-    def _owner(self, model: nn.Module) -> nn.Module:
+    def _owner(self, model: nn.Module) -> Any:
         modules = [model.get_submodule(self.at)] if self.at is not None else model.modules()
         for module in modules:
             if callable(getattr(module, "fast_weights", None)):
@@ -140,19 +140,15 @@ def spectrum_of(state: Tensor) -> dict[str, Tensor]:
 
 
 def interference_of(keys: Tensor, written: Tensor) -> dict[str, Tensor]:
-    """Mean squared cosine between different keys ``[B, N, K]``, and the Welch bound, for examples of two keys or more."""
+    """Mean squared cosine between different keys ``[B, N, K]``, and the Welch bound, for examples of two keys."""
     unit = keys / keys.norm(dim=-1, keepdim=True).where(written[..., None], 1)
     cosine = (unit @ unit.transpose(1, 2)) ** 2
     n = written.sum(1)
     pairs = n * (n - 1)
     enough = pairs > 0
     mean = (cosine.sum((1, 2)) - cosine.diagonal(dim1=1, dim2=2).sum(1))[enough] / pairs[enough]
-    n, K = n[enough].double(), keys.shape[-1]
-    return {
-        "interference": mean,
-        "interference_floor": ((n - K) / (K * (n - 1))).clamp(min=0),
-        "writes": written.sum(1),
-    }
+    N, K = n[enough].double(), keys.shape[-1]
+    return {"interference": mean, "interference_floor": ((N - K) / (K * (N - 1))).clamp(min=0), "writes": n}
 
 
 def recall_of(
@@ -176,9 +172,7 @@ def recall_of(
     distance = torch.cdist(answers, values).masked_fill(~written[:, None], torch.inf)
     nearest = distance.argmin(-1) if N else distance.new_zeros(B, 0).long()
     guess = _rows(values, nearest)
-    shift = 1 + (torch.rand(B, 1, generator=generator, device=keys.device) * (n - 1)).long().clamp(
-        max=(n - 2).clamp(min=0)
-    )
+    shift = 1 + (torch.rand(B, 1, generator=generator, device=keys.device, dtype=keys.dtype) * (n - 1)).long()
     other = _rows(values, (torch.arange(N, device=keys.device) + shift) % n.clamp(min=1))
     measured = {}
     for suffix, target in {"": values, "_control": other}.items():
@@ -218,16 +212,18 @@ def _report(parts: list[dict[str, Tensor]]) -> ProbeResult:
     sigma = torch.cat([part["sigma"] for part in parts])
     joined = {key: torch.cat([part[key].flatten() for part in parts]) for key in parts[0] if key != "sigma"}
     age = joined.pop("age")
-    scalars = {key: float(value.double().mean()) for key, value in joined.items()}
-    recall = {key: value for key, value in joined.items() if key.startswith("recall")}
-    count = torch.bincount(age)
-    by_age = {
-        key: torch.zeros(len(count), dtype=torch.float64).index_add_(0, age, value) / count
-        for key, value in recall.items()
-    }
+    by_age: dict[str, list[float]] = {"age": list(range(int(age.max()) + 1 if len(age) else 0))}
+    by_age["count"] = torch.bincount(age).tolist()
+    scalars = {}
+    for key, value in joined.items():
+        known = value.isfinite()
+        scalars[key] = float(value[known].double().mean())
+        if key.startswith("recall"):
+            zeros = torch.zeros(len(by_age["age"]), dtype=torch.float64)
+            count = torch.bincount(age[known], minlength=len(zeros))
+            by_age[key] = (zeros.index_add(0, age[known], value[known]) / count).tolist()
     spectrum = (sigma / sigma[:, :1].where(sigma[:, :1] > 0, 1)).mean(0)
-    tables = {"recall_by_age": {"age": list(range(len(count))), "count": count.tolist()}, "spectrum": spectrum.tolist()}
-    tables["recall_by_age"].update({key: value.tolist() for key, value in by_age.items()})
+    tables = {"recall_by_age": by_age, "spectrum": spectrum.tolist()}
     return ProbeResult(scalars, tables, _figures(tables))
 
 

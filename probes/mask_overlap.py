@@ -2,8 +2,9 @@ r"""Measures on binary masks A, B over the same n weights, per layer and pooled.
 
 IoU = |A & B| / |A or B|;  IoMin = |A & B| / min(|A|, |B|);  sharing of k = |M_k & union of the others| / |M_k|.
 
-Independent masks of densities p, q in each layer would have |A & B| = sum of n p q and |A or B| = sum of n (p + q - p q):
-the floor (with one layer p q / (p + q - p q), and max(p, q) for IoMin). Two masks of the same sub-task give the ceiling.
+Independent masks of densities p, q in each layer would have |A & B| = sum of n p q and |A or B| = sum of
+n (p + q - p q). That is the floor: with one layer p q / (p + q - p q), and max(p, q) for IoMin. Two masks of the same
+sub-task give the ceiling.
 """
 
 from __future__ import annotations

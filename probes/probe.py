@@ -152,14 +152,14 @@ class Probe(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse two probes of one name, whose results would overwrite each other."""
-        same = [probe for probe in trainer.callbacks if isinstance(probe, Probe) and probe.name == self.name]
-        if len(same) > 1:
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if sum(isinstance(callback, Probe) and callback.name == self.name for callback in callbacks) > 1:
             raise ValueError(f"Two probes are named {self.name!r}: give each its own name=... .")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock, and fail now rather than after the first epoch if there are no data."""
         self._seen, self._tick = trainer.global_step, time.monotonic()
-        if not trainer.fast_dev_run:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             with isolated(pl_module.device, self.seed):
                 self._loader(trainer)
 
@@ -170,9 +170,10 @@ class Probe(Callback):
         before, self._seen = self._seen, trainer.global_step
         if self.every_n_steps:
             due = trainer.global_step // self.every_n_steps > before // self.every_n_steps
+        elif self.every_n_epochs:
+            due = trainer.is_last_batch and (trainer.current_epoch + 1) % self.every_n_epochs == 0
         else:
-            due = bool(self.every_n_epochs) and trainer.is_last_batch
-            due = due and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+            due = False
         if due:
             self._attend(trainer, pl_module, logging=True)
 
@@ -183,7 +184,7 @@ class Probe(Callback):
     def _attend(self, trainer: Trainer, pl_module: LightningModule, logging: bool) -> None:
         """Measure and publish, or skip; the schedule is the same on every process, the budget is the first one's."""
         step = trainer.global_step
-        if trainer.fast_dev_run or trainer.sanity_checking or step == self._state["step"]:
+        if trainer.fast_dev_run or step == self._state["step"]:  # type: ignore[attr-defined]
             return
         start = time.monotonic()
         self._state["elapsed"] += start - self._tick

@@ -116,7 +116,7 @@ def isolated(device: torch.device, seed: int) -> Iterator[None]:
     Covers `random`, numpy's global state, torch's CPU generator and that of `device` (of no other accelerator),
     grad mode, inference mode and autocast. Inside, all of them start from `seed`.
     """
-    python, numpy_state = random.getstate(), np.random.get_state()
+    python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     devices = [device] if device.type == "cuda" else []
     try:
         with (
@@ -130,7 +130,7 @@ def isolated(device: torch.device, seed: int) -> Iterator[None]:
             yield
     finally:
         random.setstate(python)
-        np.random.set_state(numpy_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 def copy_of(model: nn.Module) -> nn.Module:
@@ -165,14 +165,10 @@ def loss_of(model: nn.Module, loss: Loss | None) -> Loss:
     """The loss that a probe uses: the user's, else the LightningModule's `loss(call, batch)`, else cross-entropy."""
     if loss is not None:
         return loss
-    own = getattr(type(model), "loss", None)
-    if (
-        isinstance(model, LightningModule)
-        and callable(own)
-        and list(inspect.signature(own).parameters)[1:2] == ["call"]
-    ):
-        return model.loss
-    return cross_entropy
+    own: Any = getattr(model, "loss", None)
+    # Many LightningModules have another loss, of (logits, y): the name of the first argument tells.
+    offers = isinstance(model, LightningModule) and inspect.ismethod(own)
+    return own if offers and [*inspect.signature(own).parameters][:1] == ["call"] else cross_entropy
 
 
 def cross_entropy(call: Callable[..., Any], batch: Any) -> Tensor:
@@ -207,7 +203,7 @@ def _seed(seed: int, index: int) -> int:
 def _seed_globally(seed: int, device: torch.device) -> None:
     """Seed the global generators that `isolated` restores, and no others."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):

@@ -8,8 +8,8 @@ logistic noise :math:`g_i`, a hard sample with the gradient of the soft one:
 
     L(\ell) = E_m[ loss(f_{\theta \odot m}) ] + \alpha \sum_i \ell_i, \quad \alpha = \beta / batch size
 
-so that P(m_i = 1) = sigmoid(l_i). Every reported number uses the deterministic mask 1[l_i > 0]. The penalty is on logits:
-the logit of a weight without gradient falls by `lr` in each step and crosses zero after `INIT / lr` steps.
+so that P(m_i = 1) = sigmoid(l_i). Every reported number uses the deterministic mask 1[l_i > 0]. The penalty is on
+logits: that of a weight without gradient falls by `lr` in each step and crosses zero after `INIT / lr` steps.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatch
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -37,9 +38,9 @@ _UNMASKABLE = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.GroupNorm, nn.mod
 class WeightMaskProbe(Probe):
     """Learns one mask per sub-task, and a control mask for all of them, on a frozen copy of the model.
 
-    Reports loss and accuracy of every sub-task under every mask and under its inverse, mask sizes, and how masks overlap
-    (`mask_overlap`). Masks are shared out over the processes. Each sub-task's even batches train its masks, its odd
-    ones measure them (with a single batch, both do).
+    Reports loss and accuracy of every sub-task under every mask and under its inverse, mask sizes, and how masks
+    overlap (`mask_overlap`). Masks are shared out over the processes. Each sub-task's even batches train its masks,
+    its odd ones measure them (with a single batch, both do).
 
     Read with care: raise `beta` until masks shrink without hurting the control's accuracy, and trust an overlap only
     between its floor (independent masks) and its ceiling (the same sub-task twice, `repeats=2`).
@@ -59,8 +60,9 @@ class WeightMaskProbe(Probe):
             against y of batches (x, y) or against the field `answer` or `target`, where there is one of fitting shape.
         schedule: the other arguments of `Probe`. Sub-tasks found by `group` share `max_batches` batches.
 
-    Source: Csordas, van Steenkiste and Schmidhuber (2021), ICLR, https://arxiv.org/abs/2010.02066, section 2. Deviations:
-    gradients of the logits are not clipped, and Adam's epsilon is 1e-12, not 1e-8, which is no longer small beside alpha.
+    Source: Csordas, van Steenkiste and Schmidhuber (2021), ICLR, https://arxiv.org/abs/2010.02066, section 2.
+    Deviations: gradients of the logits are not clipped, and Adam's epsilon is 1e-12, because 1e-8 is not small beside
+    alpha and would slow the drift.
     """
 
     def __init__(
@@ -122,7 +124,7 @@ class WeightMaskProbe(Probe):
         gradient = torch.full_like(logits, self.beta / size)
         slices = min(self.samples, size)
         edges = [size * k // slices for k in range(slices + 1)]
-        for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        for start, stop in pairwise(edges):
             mask = sample_mask(logits, generator)
             loss = subject.loss(masked_call(subject.model, weights, mask), take(batch, slice(start, stop)))
             if not loss.requires_grad:
@@ -241,7 +243,6 @@ def accuracy_of(output: Any, batch: Any) -> Tensor:
     else:
         field = batch.get if isinstance(batch, Mapping) else lambda name: getattr(batch, name, None)
         target = next((field(name) for name in ("answer", "target") if isinstance(field(name), Tensor)), None)
-    fits = isinstance(target, Tensor) and isinstance(output, Tensor) and output.shape[:-1] == target.shape
-    if not fits or target.is_floating_point():
+    if not isinstance(target, Tensor) or not isinstance(output, Tensor) or target.is_floating_point():
         return torch.tensor(math.nan)
-    return output.argmax(-1) == target
+    return output.argmax(-1) == target if output.shape[:-1] == target.shape else torch.tensor(math.nan)

@@ -1,0 +1,108 @@
+"""Draws the plain-data figures of a `ProbeResult`; the only file of the probes that needs matplotlib."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLORS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#000000",
+)  # Okabe and Ito: colour-blind safe
+
+
+def draw(spec: dict[str, Any]) -> Figure:
+    """Draw one figure.
+
+    Args:
+        spec: as `ProbeResult` describes: `kind` "line", "bar" or "heatmap", `title`, `xlabel`, `ylabel`, `x`, and
+            `series` or (heatmap) `y` and `values`. None stands for a missing number.
+
+    Returns:
+        A matplotlib figure that is not registered with pyplot, so nothing has to be closed.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    from matplotlib.figure import Figure
+
+    painters = {"line": _line, "bar": _bar, "heatmap": _heatmap}
+    if spec.get("kind") not in painters:
+        raise ValueError(f"A figure's kind must be one of {sorted(painters)}, got {spec.get('kind')!r}.")
+    wide = max(6.4, 1.5 + 0.45 * len(spec["x"])) if spec["kind"] != "line" else 6.4
+    tall = max(4.0, 1.8 + 0.35 * len(spec.get("y", ()))) if spec["kind"] == "heatmap" else 4.0
+    figure = Figure(figsize=(min(wide, 16.0), min(tall, 14.0)), layout="constrained", dpi=120)
+    axes = figure.add_subplot()
+    painters[spec["kind"]](axes, spec)
+    axes.set(title=spec.get("title", ""), xlabel=spec.get("xlabel", ""), ylabel=spec.get("ylabel", ""))
+    return figure
+
+
+def _numbers(values: list[float | None]) -> list[float]:
+    return [math.nan if value is None else value for value in values]
+
+
+def _plain_frame(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="0.9")
+    axes.set_axisbelow(True)
+
+
+def _line(axes: Axes, spec: dict[str, Any]) -> None:
+    """Lines; a marker on each point while there are few of them. A second series on is dashed."""
+    marker = "o" if len(spec["x"]) <= 40 else None
+    for index, (name, values) in enumerate(spec["series"].items()):
+        color, style = _COLORS[index % len(_COLORS)], "-" if index == 0 else "--"
+        axes.plot(spec["x"], _numbers(values), color=color, linestyle=style, marker=marker, markersize=3, label=name)
+    _plain_frame(axes)
+    axes.legend(frameon=False)
+
+
+def _bar(axes: Axes, spec: dict[str, Any]) -> None:
+    """Groups of bars, one group per entry of x, each bar with its number on top."""
+    width = 0.8 / len(spec["series"])
+    for index, (name, values) in enumerate(spec["series"].items()):
+        places = [i + (index - (len(spec["series"]) - 1) / 2) * width for i in range(len(spec["x"]))]
+        bars = axes.bar(places, _numbers(values), width, label=name, color=_COLORS[index % len(_COLORS)])
+        axes.bar_label(bars, fmt="%.2g", fontsize=8, padding=1)
+    _label(axes, "x", spec["x"])
+    _plain_frame(axes)
+    if len(spec["series"]) > 1:
+        axes.legend(frameon=False)
+
+
+def _heatmap(axes: Axes, spec: dict[str, Any]) -> None:
+    """A matrix with its numbers in the cells while they fit; values within 0 to 1 get that whole range of colours."""
+    values = [_numbers(row) for row in spec["values"]]
+    known = [value for row in values for value in row if not math.isnan(value)]
+    unit = bool(known) and min(known) >= 0 and max(known) <= 1
+    image = axes.imshow(values, cmap="viridis", aspect="auto", vmin=0 if unit else None, vmax=1 if unit else None)
+    low, high = image.get_clim()
+    if len(spec["x"]) <= 24:
+        for row, entries in enumerate(values):
+            for column, value in enumerate(entries):
+                dark = math.isnan(value) or (value - low) < 0.6 * (high - low)
+                axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color="w" if dark else "k")
+    _label(axes, "x", spec["x"])
+    _label(axes, "y", spec["y"])
+    axes.figure.colorbar(image, ax=axes)
+
+
+def _label(axes: Axes, side: str, names: list[Any]) -> None:
+    """Name every tick, slanted where the names are too long to stand side by side."""
+    text = [str(name) for name in names]
+    if side == "y":
+        axes.set_yticks(range(len(text)), text, fontsize=8)
+    elif sum(map(len, text)) > 60:
+        axes.set_xticks(range(len(text)), text, fontsize=8, rotation=40, ha="right", rotation_mode="anchor")
+    else:
+        axes.set_xticks(range(len(text)), text, fontsize=8)
