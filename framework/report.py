@@ -1,0 +1,263 @@
+"""`algornn report RUN [RUN ...]`: run folders -> one HTML page with its pictures, a Markdown table and a CSV file."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from algornn.run_results import RunResults, natural, read_runs
+
+# A table for the terminal shows this many numbers per probe; the page shows all.
+KEY_SCALARS = 8
+
+
+@dataclass
+class Table:
+    """A table of finished strings: a header, rows as long as it, and a sentence below."""
+
+    header: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+    def markdown(self) -> str:
+        """Return the table as Markdown, padded so that it is a table in a terminal as well."""
+        cells = [[cell.replace("|", "\\|") for cell in row] for row in (self.header, *self.rows)]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(self.header))]
+        rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+        aligned = [
+            [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))] for row in cells
+        ]
+        lines = [f"| {' | '.join(row)} |" for row in (aligned[0], rule, *aligned[1:])]
+        return "\n".join(lines) + (f"\n\n{self.note}" if self.note else "")
+
+
+def result_table(runs: list[Path]) -> str:
+    """Return the Markdown table of some runs for the terminal: results by test set and, below, the probes' key scalars.
+
+    Raises:
+        FileNotFoundError: a folder is no run folder.
+    """
+    return _text(read_runs([Path(run) for run in runs]), KEY_SCALARS)
+
+
+def _text(runs: Sequence[RunResults], limit: int | None = None) -> str:
+    tables = [results(runs), published_against_measured(runs), probe_scalars(runs, limit)]
+    notes = [f"Note: {note}" for run in runs for note in run.notes]
+    return "\n\n".join([table.markdown() for table in tables if table.rows] + notes)
+
+
+def test_sets(runs: Sequence[RunResults]) -> list[tuple[str, bool]]:
+    """Return every ``(stage, out of distribution)`` of the runs, the in-distribution ones first."""
+    found = dict.fromkeys((stage, bool(run.stages[stage].get("ood"))) for run in runs for stage in run.stages)
+    return sorted(found, key=lambda item: item[1])
+
+
+def set_name(stage: str, ood: bool) -> str:
+    """Return a column's name, such as ``sys (OOD)``."""
+    return f"{stage} ({'OOD' if ood else 'IID'})"
+
+
+def results(runs: Sequence[RunResults]) -> Table:
+    """Return the result table: a row per run, accuracy and error of every test set in percent, incomplete groups apart."""
+    sets, apart = test_sets(runs), sorted({name for run in runs for name in run.incomplete}, key=natural)
+    with_budget = any(run.budget is not None for run in runs)
+    header = ["run", "model", "parameters", "steps", *(["of published steps"] if with_budget else [])]
+    header += [title for item in sets for title in (f"{set_name(*item)} %", f"{item[0]} error %")]
+    header += [f"{group} {stage} %" for group in apart for stage, _ in sets]
+    rows = []
+    for run in runs:
+        row = [run.label, run.model, number(run.metrics.get("parameters")), number(run.steps)]
+        row += [fraction(run.budget)] if with_budget else []
+        accuracies = [run.accuracy(stage) if in_set(run, stage, ood) else None for stage, ood in sets]
+        row += [cell for a in accuracies for cell in (percent(a), percent(None if a is None else 1 - a))]
+        row += [percent(run.groups(stage).get(g)) if g in run.incomplete else "-" for g in apart for stage, _ in sets]
+        rows.append(row)
+    return Table(header, rows, how_measured(runs))
+
+
+def how_measured(runs: Sequence[RunResults]) -> str:
+    """Say over what the accuracies are means, and what was left out of them."""
+    grouped = any(run.groups(stage) for run in runs for stage in run.stages)
+    sentences = ["Accuracy is the mean over groups."] if grouped else []
+    for run in runs:
+        if run.incomplete:
+            names = ", ".join(run.incomplete)
+            sentence = f"{names}: trained on a part of its data only, so left out of the means and given apart."
+            sentences += [sentence] if sentence not in sentences else []
+    return " ".join(sentences)
+
+
+def in_set(run: RunResults, stage: str, ood: bool) -> bool:
+    """Tell whether a run has this test set in this role."""
+    return stage in run.stages and bool(run.stages[stage].get("ood")) == ood
+
+
+def groups(runs: Sequence[RunResults]) -> Table:
+    """Return the table of groups: accuracy in percent, a column for every run and test set."""
+    columns = [(run, stage, ood) for run in runs for stage, ood in test_sets([run])]
+    names = sorted({name for run, stage, _ in columns for name in run.groups(stage)}, key=natural)
+    prefix = {run.label: f"{run.label}: " if len(runs) > 1 else "" for run in runs}
+    header = ["group", *(f"{prefix[run.label]}{set_name(stage, ood)} %" for run, stage, ood in columns)]
+    rows = [
+        [f"{name} (incomplete)" if any(name in run.incomplete for run in runs) else name]
+        + [percent(run.groups(stage).get(name)) for run, stage, _ in columns]
+        for name in names
+    ]
+    return Table(header, rows)
+
+
+def probe_scalars(runs: Sequence[RunResults], limit: int | None = None) -> Table:
+    """Return the probes' scalars at the last measured step: a row per scalar, a column per run.
+
+    With a limit, the first scalars of every probe without the parts (``a/b``) and the controls.
+    """
+    latest = [run.last_scalars() for run in runs]
+    rows = []
+    for probe in dict.fromkeys(name for scalars in latest for name in scalars):
+        names = list(dict.fromkeys(name for scalars in latest for name in scalars.get(probe, {})))
+        if limit is not None:
+            names = [n for n in names if "/" not in n and "control" not in n][:limit] or names[:limit]
+        rows += [[f"{probe}: {n}", *(number(scalars.get(probe, {}).get(n)) for scalars in latest)] for n in names]
+    return Table(["probe", *(run.label for run in runs)], rows)
+
+
+def published_against_measured(runs: Sequence[RunResults]) -> Table:
+    """Return published against measured error in percent, a row per recipe and published number, seeds together."""
+    rows = []
+    for recipe in dict.fromkeys(run.recipe for run in runs):
+        same = [run for run in runs if run.recipe == recipe and run.finished]
+        for published in same[0].published if same else []:
+            stage = str(published["stage"])
+            errors = [100 * (1 - a) for run in same if (a := run.accuracy(stage)) is not None]
+            if errors:
+                spread = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
+                measured = f"{statistics.fmean(errors):.2f}{spread} (n = {len(errors)})"
+                std, count = published.get("std"), published.get("runs")
+                told = f"{published['error']}" + (f" ± {std}" if std else "") + (f" (n = {count})" if count else "")
+                kind = "verified" if published.get("verified") else "recalled, no pass mark"
+                source = str(published.get("source") or "-")
+                rows.append([f"{recipe}: {stage}", told, measured, kind, verdict(published, errors, same), source])
+    return Table(["error %", "published", "measured", "published number is", "verdict", "source"], rows)
+
+
+def verdict(published: dict, errors: Sequence[float], runs: Sequence[RunResults]) -> str:
+    """Compare measured errors (percent) with a published one, or say why they cannot be compared.
+
+    The mark is the published mean plus two published standard deviations. Fewer steps than published, a recalled number
+    or groups left out give no verdict.
+    """
+    budgets = [run.budget for run in runs]
+    smallest = min((budget for budget in budgets if budget is not None), default=None)
+    if smallest is None:
+        return "none: published steps unknown"
+    if smallest < 1:
+        return f"none: {fraction(smallest)} of the published steps"
+    if not published.get("verified"):
+        return "none: the published number is recalled"
+    if left_out := sorted({name for run in runs for name in run.incomplete}, key=natural):
+        return f"none: without {', '.join(left_out)}"
+    reached = statistics.fmean(errors) <= published["error"] + 2 * (published.get("std") or 0.0)
+    return "reproduced" if reached else "not reproduced"
+
+
+def facts(runs: Sequence[RunResults]) -> Table:
+    """Return what a measured number needs beside it: a row per fact, a column per run."""
+    rows = [["recipe", *(run.recipe for run in runs)], ["model", *(run.model for run in runs)]]
+    rows += [["data", *(run.data for run in runs)], ["seed", *(run.seed for run in runs)]]
+    rows += [["steps", *(number(run.steps) for run in runs)]]
+    rows += [["of published steps", *(fraction(run.budget) for run in runs)]]
+    rows += [["training time", *(duration(run.metrics.get("wall_seconds")) for run in runs)]]
+    for key in ("commit", "hardware", "command"):
+        rows += [[key, *(str(run.metrics.get(key) or "-") for run in runs)]]
+    versions = [run.metrics.get("versions") for run in runs]
+    rows += [
+        ["versions", *(", ".join(f"{k} {v}" for k, v in d.items()) if isinstance(d, dict) else "-" for d in versions)]
+    ]
+    return Table(["", *(run.label for run in runs)], rows)
+
+
+def measurements(runs: Sequence[RunResults]) -> str:
+    """Return every number as CSV, one per line: accuracies (0 to 1), counts and the probes' scalars."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["run", "model", "data", "seed", "parameters", "steps", "budget", "set", "ood", "group", "quantity", "value"]
+    )
+    for run in runs:
+        head = [run.label, run.model, run.data, run.seed, run.metrics.get("parameters"), run.steps, run.budget]
+        for stage, result in run.stages.items():
+            ood = bool(result.get("ood"))
+            writer.writerow([*head, stage, ood, "", "mean accuracy over groups", run.accuracy(stage)])
+            writer.writerow([*head, stage, ood, "", "accuracy over examples", result["sequence_accuracy"]])
+            writer.writerows([*head, stage, ood, name, "accuracy", a] for name, a in run.groups(stage).items())
+        for probe, scalars in run.last_scalars().items():
+            writer.writerows([*head, "", "", "", f"probe/{probe}/{name}", value] for name, value in scalars.items())
+    return text.getvalue()
+
+
+def percent(share: float | None) -> str:
+    """Return a share as a percentage, an absent one as a dash."""
+    return "-" if share is None else f"{100 * share:.2f}"
+
+
+def fraction(budget: float | None) -> str:
+    """Return the fraction of the published steps."""
+    return "-" if budget is None else f"{100 * budget:.3g} %"
+
+
+def number(value: float | None) -> str:
+    """Return a count with separators or a number with four digits."""
+    if not isinstance(value, (int, float)):
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def duration(seconds: float | None) -> str:
+    """Return seconds as hours, minutes and seconds."""
+    if not isinstance(seconds, (int, float)):
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
+def main(args: list[str]) -> None:
+    """Write the report of some runs and print its table and its place.
+
+    Args:
+        args: the command line's arguments, ``RUN [RUN ...] [--out FOLDER]``.
+
+    Raises:
+        FileNotFoundError: a folder is no run folder.
+        FileExistsError: the folder to write to holds something else than a report.
+    """
+    parser = argparse.ArgumentParser(
+        prog="algornn report", description="Write the report of one or several run folders."
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="where to write; default: RUN/report, in the first run"
+    )
+    asked = parser.parse_args(args)
+    runs = read_runs(list(dict.fromkeys(asked.runs)))
+    write(runs, asked.out or asked.runs[0] / "report")
+
+
+def write(runs: Sequence[RunResults], out: Path) -> None:
+    """Write report.html, its pictures, report.md and report.csv into `out`, and print the table and the place.
+
+    Raises:
+        FileExistsError: `out` holds something else than a report.
+    """
+    from algornn.report_page import check_own_folder, page
+
+    check_own_folder(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "report.html").write_text(page(runs, out), encoding="utf-8")
+    (out / "report.md").write_text(_text(runs) + "\n", encoding="utf-8")
+    (out / "report.csv").write_text(measurements(runs), encoding="utf-8")
+    print(f"{_text(runs, KEY_SCALARS)}\n\nreport of {len(runs)} run(s): {(out / 'report.html').resolve()}")

@@ -1,0 +1,272 @@
+"""What one run folder holds, read with care: results, configuration, learning curves and probe artefacts."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+@dataclass
+class RunResults:
+    """The content of a run folder. What is missing or broken is left out here and told in `notes`.
+
+    Attributes:
+        folder: the run folder.
+        metrics: ``metrics.json``; empty while the run is unfinished.
+        config: ``config.yaml``; empty where there is none.
+        curves: log key to its points ``(step, value)``, over all starts of the run.
+        probes: probe name to step to the artefact (``scalars``, ``tables``, ``figures``).
+        notes: one sentence about everything that could not be read.
+        label: the run's name in tables and pictures.
+    """
+
+    folder: Path
+    metrics: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    probes: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    label: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run was tested."""
+        return bool(self.stages)
+
+    @property
+    def recipe(self) -> str:
+        """The recipe's name, else that of the folder above."""
+        return str(self.metrics.get("recipe") or _entry(self.config, "recipe", "name") or self.folder.parent.name)
+
+    @property
+    def about(self) -> str:
+        """The recipe's one sentence."""
+        return str(_entry(self.config, "recipe", "about") or "")
+
+    @property
+    def seed(self) -> str:
+        """The run's seed."""
+        return str(self.metrics.get("seed", self.config.get("seed_everything", "?")))
+
+    @property
+    def model(self) -> str:
+        """The network's class name."""
+        path = _entry(self.config, "model", "init_args", "model", "class_path") or _entry(
+            self.config, "model", "class_path"
+        )
+        return str(self.metrics.get("model") or str(path or "?").rpartition(".")[2])
+
+    @property
+    def data(self) -> str:
+        """The data module's class name and its split."""
+        name = str(_entry(self.config, "data", "class_path") or "?").rpartition(".")[2]
+        split = _entry(self.config, "data", "init_args", "split")
+        return str(self.metrics.get("data") or f"{name} {split or ''}".strip())
+
+    @property
+    def steps(self) -> int | None:
+        """Optimizer steps; of an unfinished run, the last step that was logged."""
+        logged = [points[-1][0] for points in self.curves.values()]
+        return _number(self.metrics.get("steps")) or (max(logged) if logged else None)
+
+    @property
+    def budget(self) -> float | None:
+        """Steps as a fraction of the published runs' steps; None where nothing is published."""
+        published = _number(_entry(self.config, "recipe", "published_steps"))
+        return _number(self.metrics.get("budget")) or (self.steps / published if published and self.steps else None)
+
+    @property
+    def incomplete(self) -> list[str]:
+        """Groups whose training data were only partly at hand; they are reported apart."""
+        named = self.metrics.get("incomplete")
+        return [str(name) for name in named] if isinstance(named, list) else []
+
+    @property
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """Test set to its result: ``ood``, ``sequence_accuracy`` and ``groups``; the in-distribution sets come first."""
+        stages = self.metrics.get("stages", {})
+        return dict(sorted(stages.items(), key=lambda item: bool(item[1].get("ood"))))
+
+    @property
+    def published(self) -> list[dict[str, Any]]:
+        """The published numbers of the recipe that have a stage and an error."""
+        listed = _entry(self.config, "recipe", "published")
+        return [p for p in listed or [] if isinstance(p, dict) and "stage" in p and _number(p.get("error")) is not None]
+
+    def groups(self, stage: str) -> dict[str, float]:
+        """Return group to accuracy of a test set, in natural order (qa2 before qa10)."""
+        groups = self.stages.get(stage, {}).get("groups")
+        found = (
+            {name: _number(_entry(g, "sequence_accuracy")) for name, g in groups.items()}
+            if isinstance(groups, dict)
+            else {}
+        )
+        return {name: accuracy for name in sorted(found, key=natural) if (accuracy := found[name]) is not None}
+
+    def accuracy(self, stage: str) -> float | None:
+        """Return the mean accuracy over the groups of a test set without the incomplete ones, or that of its examples.
+
+        The mean over groups is what papers on these benchmarks publish; a set without groups has only its examples.
+        """
+        groups = [accuracy for name, accuracy in self.groups(stage).items() if name not in self.incomplete]
+        return sum(groups) / len(groups) if groups else _number(self.stages.get(stage, {}).get("sequence_accuracy"))
+
+    def last_scalars(self) -> dict[str, dict[str, float]]:
+        """Return probe to its scalars at the last measured step."""
+        recorded = self.metrics.get("probes") if not self.probes else None
+        latest = (
+            recorded if isinstance(recorded, dict) else {name: steps[max(steps)] for name, steps in self.probes.items()}
+        )
+        return {name: _numbers(_entry(result, "scalars")) for name, result in sorted(latest.items())}
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Return a sort key that puts ``qa2`` before ``qa10``."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def read_runs(folders: Sequence[Path]) -> list[RunResults]:
+    """Read run folders and give each a name that tells it from the others.
+
+    Raises:
+        FileNotFoundError: a folder is no run folder.
+    """
+    runs = [read_run(folder) for folder in folders]
+    names = [[f"{run.recipe} seed {run.seed}", f"{run.recipe} {run.folder.name}", str(run.folder)] for run in runs]
+    # The shortest kind of name that no two runs share.
+    kind = next((k for k in range(2) if len({name[k] for name in names}) == len(names)), 2)
+    for run, name in zip(runs, names, strict=True):
+        run.label = name[kind]
+    return runs
+
+
+def read_run(folder: Path) -> RunResults:
+    """Read a run folder, finished or not.
+
+    Raises:
+        FileNotFoundError: it holds neither results nor a configuration nor logs.
+    """
+    if not folder.is_dir() or not any((folder / name).exists() for name in ("metrics.json", "config.yaml", "logs")):
+        wrong = "holds no metrics.json, config.yaml or logs" if folder.is_dir() else "is no folder"
+        raise FileNotFoundError(f"{folder} {wrong}. Give a run folder, as `algornn fit` names it when it starts.")
+    run = RunResults(folder.resolve())
+    run.metrics, run.config = _read_metrics(run), _read_config(run)
+    run.curves, run.probes = _read_curves(run), _read_probes(run)
+    if not run.finished:
+        at = f" Shown is what it wrote up to step {run.steps}." if run.steps else ""
+        run.notes.insert(
+            0, f"{folder.name} has no test results yet: it is unfinished, or was stopped before its test.{at}"
+        )
+    return run
+
+
+def _read_metrics(run: RunResults) -> dict[str, Any]:
+    path = run.folder / "metrics.json"
+    metrics = _read_json(path, run.notes) if path.exists() else {}
+    stages = metrics.get("stages")
+    usable = {str(n): s for n, s in stages.items() if _usable(s)} if isinstance(stages, dict) else {}
+    if metrics and (not isinstance(stages, dict) or len(usable) < len(stages)):
+        run.notes.append(
+            f"{path} lacks the accuracy of some test sets; `algornn test --run_dir {run.folder}` writes it anew."
+        )
+    return metrics | {"stages": usable} if metrics else {}
+
+
+def _usable(stage: Any) -> bool:
+    return _number(_entry(stage, "sequence_accuracy")) is not None
+
+
+def _read_config(run: RunResults) -> dict[str, Any]:
+    path = run.folder / "config.yaml"
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError, yaml.YAMLError):
+        config = None
+    if not isinstance(config, dict):
+        run.notes.append(f"{path} cannot be read as YAML and is left out.")
+        return {}
+    return config
+
+
+def _read_curves(run: RunResults) -> dict[str, list[tuple[int, float]]]:
+    """Join the logs of every start: from where a resumed run goes on, the later log holds."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for file in sorted(run.folder.glob("logs/version_*/metrics.csv"), key=lambda f: natural(f.parent.name)):
+        for key, points in _read_log(file, run.notes).items():
+            curves[key] = [point for point in curves.get(key, []) if point[0] < points[0][0]] + points
+    return curves
+
+
+def _read_log(file: Path, notes: list[str]) -> dict[str, list[tuple[int, float]]]:
+    curves: dict[str, dict[int, float]] = {}
+    try:
+        for row in csv.DictReader(file.read_text(encoding="utf-8").splitlines()):
+            step = _parse(row.get("step"))
+            for key, text in row.items():
+                # The last line of a run that still goes on may be cut short: such cells are no numbers.
+                if step is not None and key not in (None, "step", "epoch") and (value := _parse(text)) is not None:
+                    curves.setdefault(key, {})[int(step)] = value
+    except (OSError, ValueError, csv.Error):
+        notes.append(f"{file} cannot be read and is left out.")
+        return {}
+    return {key: sorted(points.items()) for key, points in curves.items()}
+
+
+def _read_probes(run: RunResults) -> dict[str, dict[int, dict[str, Any]]]:
+    probes: dict[str, dict[int, dict[str, Any]]] = {}
+    for file, step in _artefacts(run.folder):
+        artefact = _read_json(file, run.notes)
+        if artefact:
+            probes.setdefault(file.parent.name, {})[step] = artefact
+    return probes
+
+
+def _artefacts(folder: Path) -> Iterator[tuple[Path, int]]:
+    for file in sorted(folder.glob("probes/*/step=*.json"), key=lambda f: natural(str(f))):
+        step = file.stem.removeprefix("step=")
+        if step.isdigit():
+            yield file, int(step)
+
+
+def _read_json(path: Path, notes: list[str]) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        document = None
+    if not isinstance(document, dict):
+        notes.append(f"{path} cannot be read as JSON and is left out.")
+        return {}
+    return document
+
+
+def _entry(tree: Any, *keys: str) -> Any:
+    """Return ``tree[key][key]...``, or None where some level is missing or is no dictionary."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+def _number(value: Any) -> Any:
+    """Return a finite number as it is, anything else as None."""
+    known = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return value if known else None
+
+
+def _numbers(values: Any) -> dict[str, float]:
+    """Return the entries of a dictionary that are finite numbers."""
+    return {str(k): v for k, v in values.items() if _number(v) is not None} if isinstance(values, dict) else {}
+
+
+def _parse(text: Any) -> float | None:
+    try:
+        return _number(float(text))
+    except (TypeError, ValueError):
+        return None
