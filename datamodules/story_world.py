@@ -51,6 +51,9 @@ class Fact(NamedTuple):
     acted: bool
 
 
+_Asked = tuple[tuple[str, ...], Fact]  # a question's words and its fact
+
+
 class Question(NamedTuple):
     """A question and the fact that answers it with its place."""
 
@@ -197,13 +200,9 @@ class Story:
 
     def questions(self) -> dict[str, list[Question]]:
         """All questions that the stage may ask at the end of the story, by kind."""
-        actors: list[tuple[tuple[str, ...], Fact]] = [
-            (("where", "is", actor, "?"), fact) for actor, fact in self.at.items()
-        ]
-        things: list[tuple[tuple[str, ...], Fact]] = [
-            (("where", "is", "the", thing, "?"), path[-1]) for thing, path in self.path.items()
-        ]
-        earlier: list[tuple[tuple[str, ...], Fact]] = []
+        actors: list[_Asked] = [(("where", "is", actor, "?"), fact) for actor, fact in self.at.items()]
+        things: list[_Asked] = [(("where", "is", "the", thing, "?"), path[-1]) for thing, path in self.path.items()]
+        earlier: list[_Asked] = []
         for thing, path in self.path.items():
             last = {fact.place: i for i, fact in enumerate(path)}
             for place, i in last.items():

@@ -37,7 +37,12 @@ COUNTS = {
     20: ((840, 9002, 18004, 12, 7), (93, 998, 1996, None, 7), (93, 1000, 2000, None, 7)),
 }
 PARTS = ("train", "valid", "test")
-GOOD = "1 Mary moved to the garden.\n2 John went to the office.\n3 Where is Mary? \tgarden\t1\n1 Bill left.\n2 Who left?\tBill\t1\n"
+GOOD = """1 Mary moved to the garden.
+2 John went to the office.
+3 Where is Mary? \tgarden\t1
+1 Bill left.
+2 Who left?\tBill\t1
+"""
 
 
 def lines_of(babi_dir, task, part):

@@ -2,6 +2,7 @@
 
 from itertools import chain
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ class Numbers(SplitDataModule):
     further = ("far",)
     ood = ("far",)
     groups = ("even", "odd")
-    sizes = {"train": 50, "val": 7, "test": 11, "far": 3}
+    sizes: ClassVar = {"train": 50, "val": 7, "test": 11, "far": 3}
 
     def examples(self, stage):
         return [Example((str(i),), (str(i % 2),), self.groups[i % 2]) for i in range(self.sizes[stage])]
