@@ -229,3 +229,37 @@ def test_lightning_tests_every_stage_by_name(tmp_path):
         recorder, datamodule=Numbers("small", batch_size=2), verbose=False
     )
     assert recorder.evaluated == {"test": list(range(11)), "far": list(range(3))}
+
+
+class SavingRecorder(Recorder):
+    """Writes what each process saw to a file of its own."""
+
+    def on_fit_end(self):
+        torch.save(self.seen, f"{self.trainer.default_root_dir}/fit{self.global_rank}.pt")
+
+    def on_test_end(self):
+        torch.save(self.evaluated, f"{self.trainer.default_root_dir}/test{self.global_rank}.pt")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_two_gloo_processes_see_the_batches_of_one(tmp_path):
+    expected = fit(tmp_path, max_epochs=2).seen
+    trainer = Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        devices=2,
+        strategy="ddp_spawn",
+        max_epochs=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=True,  # Lightning's default must not swap the samplers either
+    )
+    recorder, data = SavingRecorder(), Numbers("small", batch_size=4)
+    trainer.fit(recorder, datamodule=data)
+    trainer.test(recorder, datamodule=data, verbose=False)
+    seen = [torch.load(tmp_path / f"fit{rank}.pt") for rank in range(2)]
+    assert {step: flat(zip(seen[0][step], seen[1][step], strict=True)) for step in seen[0]} == expected
+    assert torch.load(tmp_path / "test0.pt") == {"test": [0, 2, 4, 6, 8, 10], "far": [0, 2]}
+    assert torch.load(tmp_path / "test1.pt") == {"test": [1, 3, 5, 7, 9, 0], "far": [1, 0]}
