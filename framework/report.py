@@ -42,11 +42,17 @@ def result_table(runs: list[Path]) -> str:
     Raises:
         FileNotFoundError: a folder is no run folder.
     """
-    return _text(read_runs([Path(run) for run in runs]), KEY_SCALARS)
+    return _terminal(read_runs([Path(run) for run in runs]))
 
 
-def _text(runs: Sequence[RunResults], limit: int | None = None) -> str:
-    tables = [results(runs), published_against_measured(runs), probe_scalars(runs, limit)]
+def _terminal(runs: Sequence[RunResults]) -> str:
+    """Return what fits a terminal: no errors (100 less the accuracy), no sources, the first scalars of every probe."""
+    published = published_against_measured(runs)
+    narrow = Table(published.header[:-1], [row[:-1] for row in published.rows])
+    return _text(runs, [results(runs, errors=False), narrow, probe_scalars(runs, KEY_SCALARS)])
+
+
+def _text(runs: Sequence[RunResults], tables: Sequence[Table]) -> str:
     notes = [f"Note: {note}" for run in runs for note in run.notes]
     return "\n\n".join([table.markdown() for table in tables if table.rows] + notes)
 
@@ -62,22 +68,28 @@ def set_name(stage: str, ood: bool) -> str:
     return f"{stage} ({'OOD' if ood else 'IID'})"
 
 
-def results(runs: Sequence[RunResults]) -> Table:
-    """Return the result table: a row per run, accuracy and error of every test set in percent, incomplete groups apart."""
+def results(runs: Sequence[RunResults], errors: bool = True) -> Table:
+    """Return the result table: a row per run, accuracy (and error) by test set in percent, incomplete groups apart."""
     sets, apart = test_sets(runs), sorted({name for run in runs for name in run.incomplete}, key=natural)
-    with_budget = any(run.budget is not None for run in runs)
-    header = ["run", "model", "parameters", "steps", *(["of published steps"] if with_budget else [])]
-    header += [title for item in sets for title in (f"{set_name(*item)} %", f"{item[0]} error %")]
-    header += [f"{group} {stage} %" for group in apart for stage, _ in sets]
-    rows = []
-    for run in runs:
-        row = [run.label, run.model, number(run.metrics.get("parameters")), number(run.steps)]
-        row += [fraction(run.budget)] if with_budget else []
-        accuracies = [run.accuracy(stage) if in_set(run, stage, ood) else None for stage, ood in sets]
-        row += [cell for a in accuracies for cell in (percent(a), percent(None if a is None else 1 - a))]
-        row += [percent(run.groups(stage).get(g)) if g in run.incomplete else "-" for g in apart for stage, _ in sets]
-        rows.append(row)
-    return Table(header, rows, how_measured(runs))
+    columns: dict[str, list[str]] = {
+        "run": [run.label for run in runs],
+        "model": [run.model for run in runs],
+        "parameters": [number(run.metrics.get("parameters")) for run in runs],
+        "steps": [number(run.steps) for run in runs],
+    }
+    if any(run.budget is not None for run in runs):
+        columns["of published steps"] = [fraction(run.budget) for run in runs]
+    for stage, ood in sets:
+        found = [run.accuracy(stage) if in_set(run, stage, ood) else None for run in runs]
+        told = [f" ({percent(1 - a)})" if errors and a is not None else "" for a in found]
+        columns[f"{set_name(stage, ood)} %{' (error)' if errors else ''}"] = [
+            percent(a) + error for a, error in zip(found, told, strict=True)
+        ]
+    for group in apart:
+        for stage, ood in sets:
+            parts = [run.groups(stage).get(group) if group in run.incomplete else None for run in runs]
+            columns[f"{group} {set_name(stage, ood)} %"] = [percent(a) for a in parts]
+    return Table(list(columns), [list(row) for row in zip(*columns.values(), strict=True)], how_measured(runs))
 
 
 def how_measured(runs: Sequence[RunResults]) -> str:
@@ -112,18 +124,31 @@ def groups(runs: Sequence[RunResults]) -> Table:
 
 
 def probe_scalars(runs: Sequence[RunResults], limit: int | None = None) -> Table:
-    """Return the probes' scalars at the last measured step: a row per scalar, a column per run.
+    """Return the probes' last scalars without the parts ``a/b``: a row each, a column per run.
 
-    With a limit, the first scalars of every probe without the parts (``a/b``) and the controls.
+    With a limit, the first of every probe that are no controls.
     """
     latest = [run.last_scalars() for run in runs]
     rows = []
     for probe in dict.fromkeys(name for scalars in latest for name in scalars):
-        names = list(dict.fromkeys(name for scalars in latest for name in scalars.get(probe, {})))
-        if limit is not None:
-            names = [n for n in names if "/" not in n and "control" not in n][:limit] or names[:limit]
-        rows += [[f"{probe}: {n}", *(number(scalars.get(probe, {}).get(n)) for scalars in latest)] for n in names]
+        names = dict.fromkeys(name for scalars in latest for name in scalars.get(probe, {}) if "/" not in name)
+        shown = [name for name in names if limit is None or "control" not in name][:limit]
+        rows += [[f"{probe}: {n}", *(number(scalars.get(probe, {}).get(n)) for scalars in latest)] for n in shown]
     return Table(["probe", *(run.label for run in runs)], rows)
+
+
+def probe_parts(runs: Sequence[RunResults]) -> Table:
+    """Return the parts ``a/b`` of the probes' scalars at the last step: a row per part b, a column per scalar."""
+    cells: dict[str, dict[str, str]] = {}
+    for run in runs:
+        for probe, scalars in run.last_scalars().items():
+            for name, value in scalars.items():
+                scalar, slash, part = name.partition("/")
+                column = f"{probe}: {scalar}" + (f" ({run.label})" if len(runs) > 1 else "")
+                if slash:
+                    cells.setdefault(column, {})[part] = number(value)
+    parts = sorted({part for column in cells.values() for part in column}, key=natural)
+    return Table(["part", *cells], [[part, *(column.get(part, "-") for column in cells.values())] for part in parts])
 
 
 def published_against_measured(runs: Sequence[RunResults]) -> Table:
@@ -142,7 +167,7 @@ def published_against_measured(runs: Sequence[RunResults]) -> Table:
                 kind = "verified" if published.get("verified") else "recalled, no pass mark"
                 source = str(published.get("source") or "-")
                 rows.append([f"{recipe}: {stage}", told, measured, kind, verdict(published, errors, same), source])
-    return Table(["error %", "published", "measured", "published number is", "verdict", "source"], rows)
+    return Table(["error %", "published", "measured", "published is", "verdict", "source"], rows)
 
 
 def verdict(published: dict, errors: Sequence[float], runs: Sequence[RunResults]) -> str:
@@ -153,14 +178,13 @@ def verdict(published: dict, errors: Sequence[float], runs: Sequence[RunResults]
     """
     budgets = [run.budget for run in runs]
     smallest = min((budget for budget in budgets if budget is not None), default=None)
-    if smallest is None:
-        return "none: published steps unknown"
-    if smallest < 1:
-        return f"none: {fraction(smallest)} of the published steps"
-    if not published.get("verified"):
-        return "none: the published number is recalled"
-    if left_out := sorted({name for run in runs for name in run.incomplete}, key=natural):
-        return f"none: without {', '.join(left_out)}"
+    left_out = sorted({name for run in runs for name in run.incomplete}, key=natural)
+    against = ["published steps unknown"] if smallest is None else []
+    against += [f"{fraction(smallest)} of the published steps"] if smallest is not None and smallest < 1 else []
+    against += [f"without {', '.join(left_out)}"] if left_out else []
+    against += [] if published.get("verified") else ["published number recalled"]
+    if against:
+        return f"none: {', '.join(against)}"
     reached = statistics.fmean(errors) <= published["error"] + 2 * (published.get("std") or 0.0)
     return "reproduced" if reached else "not reproduced"
 
@@ -258,6 +282,8 @@ def write(runs: Sequence[RunResults], out: Path) -> None:
     check_own_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.html").write_text(page(runs, out), encoding="utf-8")
-    (out / "report.md").write_text(_text(runs) + "\n", encoding="utf-8")
+    tables = [results(runs), published_against_measured(runs), groups(runs), probe_scalars(runs), probe_parts(runs)]
+    text = _text(runs, [*tables, facts(runs)])
+    (out / "report.md").write_text(text + "\n", encoding="utf-8")
     (out / "report.csv").write_text(measurements(runs), encoding="utf-8")
-    print(f"{_text(runs, KEY_SCALARS)}\n\nreport of {len(runs)} run(s): {(out / 'report.html').resolve()}")
+    print(f"{_terminal(runs)}\n\nreport of {len(runs)} run(s): {(out / 'report.html').resolve()}")

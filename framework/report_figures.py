@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from algornn.run_results import RunResults, natural
+from algornn.run_results import Curve, RunResults, natural
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and in print by its lightness.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 # Five inches wide: on a telephone a point of the picture is about a pixel of the screen, so its letters stay readable.
 WIDTH, DPI = 5.0, 180
 PANELS = 12
-STYLE: Any = {
+STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 9,
@@ -42,49 +46,57 @@ class Picture:
 
 
 def result_pictures(runs: Sequence[RunResults]) -> Iterator[Picture]:
-    """Yield the bars of every run's groups and the accuracy in against out of distribution."""
-    for run in runs:
+    """Yield the runs side by side, the bars of every run's groups, and the accuracy in against out of distribution."""
+    tested = [run for run in runs if run.finished]
+    if len(tested) > 1:
+        yield picture("sets", "Mean accuracy on every test set.", set_bars, tested)
+    for run in tested:
         if any(run.groups(stage) for stage in run.stages):
-            sets = " and ".join(run.stages)
             apart = f" Pale: incomplete training data ({', '.join(run.incomplete)})." if run.incomplete else ""
-            yield picture(f"groups {run.label}", f"{run.label}: accuracy by group on {sets}.{apart}", group_bars(run))
-    scattered = [run for run in runs if len(run.stages) > 1 and _in_and_out(run)]
-    if scattered:
-        caption = "Accuracy in and out of distribution: one point per group, a star for the mean. On the line nothing is lost."
-        yield picture("iid_ood", caption, iid_against_ood(scattered))
+            yield picture(f"groups {run.label}", f"{run.label}: accuracy by group.{apart}", group_bars, run)
+    if scattered := [run for run in tested if _in_and_out(run)]:
+        caption = (
+            "Accuracy in and out of distribution: a point per group, a star for the mean. On the line nothing is lost."
+        )
+        yield picture("iid_ood", caption, iid_against_ood, scattered)
 
 
 def curve_pictures(runs: Sequence[RunResults]) -> Iterator[Picture]:
-    """Yield the learning curves, and the validation accuracy of every group where there are groups."""
+    """Yield the learning curves: training loss and validation accuracy."""
     for key, name, caption in (
-        (
-            "train/loss",
-            "train_loss",
-            "Training loss (logarithmic); pale: as logged, bold: mean of neighbouring points.",
-        ),
+        ("train/loss", "train_loss", "Training loss; pale: as logged, bold: mean of neighbouring points."),
         ("val/sequence_accuracy", "val_accuracy", "Validation accuracy, in distribution."),
     ):
-        curves = {run.label: run.curves[key] for run in runs if run.curves.get(key)}
-        if curves:
-            yield picture(name, caption, learning_curve(curves, key))
+        if curves := {run.label: run.curves[key] for run in runs if run.curves.get(key)}:
+            yield picture(name, caption, learning_curve, curves, key)
 
 
 def probe_pictures(runs: Sequence[RunResults]) -> Iterator[Picture]:
     """Yield, for every probe, its scalars over training and the figures of its last measurement in every run."""
     for probe in dict.fromkeys(name for run in runs for name in run.probes):
-        curves = {
-            name: {run.label: points for run in runs if (points := scalar_curve(run, probe, name))}
-            for name in dict.fromkeys(
-                n for run in runs for a in run.probes.get(probe, {}).values() for n in a.get("scalars") or {}
-            )
-        }
-        names = [name for name, by_run in curves.items() if by_run]
+        panels = scalar_panels(runs, probe)
+        names = list(panels)
         for first in range(0, len(names), PANELS):
-            part = {name: curves[name] for name in names[first : first + PANELS]}
+            part = {name: panels[name] for name in names[first : first + PANELS]}
             more = f" ({first // PANELS + 1} of {-(-len(names) // PANELS)})" if len(names) > PANELS else ""
-            yield picture(f"{probe} scalars{more}", f"{probe} over training{more}.", small_multiples(part))
+            pale = " Pale: the parts, bold: their mean." if any("/" in name for name in part) else ""
+            yield picture(f"{probe} scalars{more}", f"{probe} over training{more}.{pale}", small_multiples, part)
         for run in runs:
             yield from last_figures(run, probe, len(runs) > 1)
+
+
+def scalar_panels(runs: Sequence[RunResults], probe: str) -> dict[str, dict[str, list[Curve]]]:
+    """Return panel to run to curves; the parts ``a/x``, ``a/y``, ... of one scalar share the panel ``a/...``."""
+    panels: dict[str, dict[str, list[Curve]]] = {}
+    for run in runs:
+        curves: dict[str, Curve] = {}
+        for step, scalars in run.scalars_over_steps(probe):
+            for name, value in scalars.items():
+                curves.setdefault(name, []).append((step, value))
+        for name, curve in curves.items():
+            panel = f"{name.split('/')[0]}/..." if "/" in name else name
+            panels.setdefault(panel, {}).setdefault(run.label, []).append(curve)
+    return panels
 
 
 def last_figures(run: RunResults, probe: str, name_run: bool) -> Iterator[Picture]:
@@ -96,43 +108,51 @@ def last_figures(run: RunResults, probe: str, name_run: bool) -> Iterator[Pictur
     step = max(run.probes[probe])
     specs = run.probes[probe][step].get("figures")
     for name, spec in (specs if isinstance(specs, dict) else {}).items():
-        of_run = f"{run.label}, " if name_run else ""
+        caption = f"{probe}: {name} ({f'{run.label}, ' if name_run else ''}step {step:,})."
         try:
-            with _style():
-                figure = draw(spec)
-        except (ValueError, TypeError, KeyError) as error:
+            # The probes' figures bring their own style.
+            yield picture(f"{probe} {name} {run.label if name_run else ''}", caption, draw, spec, style={})
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
             run.notes.append(f"{probe}, step {step}: the figure {name!r} cannot be drawn ({error}).")
-            continue
-        yield picture(
-            f"{probe} {name} {run.label if name_run else ''}", f"{probe}: {name} ({of_run}step {step:,}).", figure
-        )
 
 
-def scalar_curve(run: RunResults, probe: str, name: str) -> list[tuple[int, float]]:
-    """Return a probe's scalar over the steps at which it was measured and finite."""
-    measured = ((step, artefact.get("scalars")) for step, artefact in sorted(run.probes.get(probe, {}).items()))
-    return [(step, s[name]) for step, s in measured if isinstance(s, dict) and isinstance(s.get(name), (int, float))]
+def set_bars(runs: Sequence[RunResults]) -> Figure:
+    """Draw the mean accuracy of every test set as horizontal bars, the runs side by side."""
+    names = {stage: f"{stage}\n({_role(run, stage)})" for run in runs for stage in run.stages}
+    order = sorted(names, key=lambda stage: "(OOD)" in names[stage])
+    series = {run.label: {names[s]: a for s in order if (a := run.accuracy(s)) is not None} for run in runs}
+    return _bars([names[stage] for stage in order], series)
 
 
-def group_bars(run: RunResults) -> Any:
+def group_bars(run: RunResults) -> Figure:
     """Draw the accuracy of every group as horizontal bars, the test sets side by side."""
-    accuracies = {stage: run.groups(stage) for stage in run.stages}
-    names = sorted({name for groups in accuracies.values() for name in groups}, key=natural)
-    thickness = 0.8 / len(accuracies)
-    figure, axes = _figure(0.9 + len(names) * (0.12 + 0.17 * len(accuracies)))
-    for i, ((stage, groups), colour) in enumerate(zip(accuracies.items(), cycle(COLOURS), strict=False)):
+    series = {f"{stage} ({_role(run, stage)})": run.groups(stage) for stage in run.stages}
+    names = sorted({name for groups in series.values() for name in groups}, key=natural)
+    return _bars(names, series, pale=run.incomplete)
+
+
+def _bars(names: Sequence[str], series: dict[str, dict[str, float]], pale: Sequence[str] = ()) -> Figure:
+    """Draw accuracies (0 to 1) as horizontal bars with their numbers: a row per name, the series side by side."""
+    thickness = 0.8 / len(series)
+    across = max(1, min(3, 54 // (max(map(len, series)) + 8)))  # labels side by side in the legend
+    figure, axes = _figure(0.7 + 0.2 * -(-len(series) // across) + len(names) * (0.12 + 0.18 * len(series)))
+    for i, ((label, values), colour) in enumerate(zip(series.items(), cycle(COLOURS), strict=False)):
+        axes.barh(0, 0, color=colour, label=label)
         for row, name in enumerate(names):
-            if name in groups:
-                y, value = row + (i - (len(accuracies) - 1) / 2) * thickness, 100 * groups[name]
-                pale = 0.35 if name in run.incomplete else 1.0
-                axes.barh(y, value, thickness * 0.92, color=colour, alpha=pale)
-                axes.text(value + 1, y, f"{value:.1f}", va="center", fontsize=7.5, color="#333333")
-        axes.barh(0, 0, color=colour, label=f"{stage} ({'OOD' if run.stages[stage].get('ood') else 'IID'})")
+            if name in values:
+                y, value = row + (i - (len(series) - 1) / 2) * thickness, 100 * values[name]
+                axes.barh(y, value, thickness * 0.92, color=colour, alpha=0.35 if name in pale else 1.0)
+                behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}
+                axes.text(value + 1, y, f"{value:.1f}", va="center", fontsize=7.5, color="#333333", bbox=behind)
     axes.set_yticks(range(len(names)), names)
     axes.set(ylim=(len(names) - 0.4, -0.6), xlim=(0, 110), xticks=range(0, 101, 20), xlabel="accuracy (%)")
     axes.grid(visible=False, axis="y")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    figure.legend(loc="outside upper center", ncols=across)
     return figure
+
+
+def _role(run: RunResults, stage: str) -> str:
+    return "OOD" if run.stages[stage].get("ood") else "IID"
 
 
 def _in_and_out(run: RunResults) -> list[tuple[str, str]]:
@@ -141,7 +161,7 @@ def _in_and_out(run: RunResults) -> list[tuple[str, str]]:
     return [(inside, stage) for stage, result in run.stages.items() if inside and result.get("ood")]
 
 
-def iid_against_ood(runs: Sequence[RunResults]) -> Any:
+def iid_against_ood(runs: Sequence[RunResults]) -> Figure:
     """Draw the accuracy out of distribution over that in distribution: a point per group, a star per mean."""
     figure, axes = _figure(WIDTH * 0.92)
     axes.plot([0, 100], [0, 100], color="#999999", linewidth=1, zorder=1)
@@ -156,8 +176,8 @@ def iid_against_ood(runs: Sequence[RunResults]) -> Any:
         label = f"{outside}, mean {mean[1]:.1f} (IID {mean[0]:.1f})"
         label = f"{run.label}: {label}" if len(runs) > 1 else label
         axes.scatter(*mean, s=130, marker="*", color=colour, edgecolors="white", linewidths=0.7, label=label, zorder=3)
-        # Only the groups that lose most are named, so that names do not lie on each other.
-        for name in sorted(shared, key=lambda n: y[n] - x[n])[:3]:
+        # Only the groups that lose most are named, and only among few points, so that names do not lie on each other.
+        for name in sorted(shared, key=lambda n: y[n] - x[n])[: 3 if len(series) < 3 else 0]:
             if x[name] - y[name] > 0.05:
                 axes.annotate(
                     name, (100 * x[name], 100 * y[name]), (-4, -3), textcoords="offset points", ha="right", fontsize=8
@@ -166,27 +186,32 @@ def iid_against_ood(runs: Sequence[RunResults]) -> Any:
         xlim=(0, 102), ylim=(0, 102), xlabel="accuracy in distribution (%)", ylabel="accuracy out of distribution (%)"
     )
     axes.set_aspect("equal")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    figure.legend(loc="outside upper center")
     return figure
 
 
-def learning_curve(curves: dict[str, list[tuple[int, float]]], key: str) -> Any:
+def learning_curve(curves: dict[str, Curve], key: str) -> Figure:
     """Draw one logged value over the steps, a line per run; a loss on a logarithmic axis with its running mean."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     figure, axes = _figure(3.0)
     loss = key.endswith("loss")
     for (label, points), colour in zip(curves.items(), cycle(COLOURS), strict=False):
-        steps, values = zip(*points, strict=True)
-        scaled = values if loss else [100 * v for v in values]
-        smooth = running_mean(scaled, max(1, len(scaled) // 40)) if loss else scaled
-        axes.plot(steps, smooth, color=colour, label=label, marker="o" if len(points) < 30 else "", markersize=3)
+        steps = [step for step, _ in points]
+        values = [value if loss else 100 * value for _, value in points]
+        bold = running_mean(values, len(values) // 40) if loss else values
+        axes.plot(steps, bold, color=colour, label=label, marker="o" if len(points) < 30 else "", markersize=3)
         if loss:
-            axes.plot(steps, scaled, color=colour, alpha=0.25, linewidth=0.8)
+            axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
     if loss and all(value > 0 for points in curves.values() for _, value in points):
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
     axes.set(xlabel="step", ylabel="training loss (nats)" if loss else "validation accuracy (%)")
-    _step_axis(axes)
+    _count_steps(axes)
     if len(curves) > 1:
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        figure.legend(loc="outside upper center")
     return figure
 
 
@@ -196,60 +221,62 @@ def running_mean(values: Sequence[float], reach: int) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
-def small_multiples(curves: dict[str, dict[str, list[tuple[int, float]]]]) -> Any:
-    """Draw scalars over steps, a panel per scalar and a line per run."""
+def small_multiples(panels: dict[str, dict[str, list[Curve]]]) -> Figure:
+    """Draw scalars over steps, a panel per scalar and a line per run; parts are pale, their mean bold."""
     from matplotlib.figure import Figure
 
-    columns = min(2, len(curves))
-    rows = -(-len(curves) // columns)
-    with _style():
-        figure = Figure(figsize=(WIDTH, 0.4 + 1.5 * rows), layout="constrained")
-        panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flat
-        for axes, (name, by_run) in zip(panels, curves.items(), strict=False):
-            for (label, points), colour in zip(by_run.items(), cycle(COLOURS), strict=False):
-                axes.plot(*zip(*points, strict=True), color=colour, label=label, marker="o", markersize=2.5)
-            axes.set_title(name, fontsize=8)
-            axes.tick_params(labelsize=7.5)
-            _step_axis(axes)
-        for axes in list(panels):
-            axes.set_axis_off()
-        labels = dict(zip(*reversed(figure.axes[0].get_legend_handles_labels()), strict=True))
-        if len(labels) > 1:
-            figure.legend(labels.values(), labels.keys(), loc="outside upper center")
-        figure.supxlabel("step", fontsize=8)
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(WIDTH, 0.6 + 1.5 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes, (name, by_run) in zip(grid.flat, panels.items(), strict=False):
+        for (label, curves), colour in zip(by_run.items(), cycle(COLOURS), strict=False):
+            for curve in curves if "/" in name else []:
+                axes.plot(*zip(*curve, strict=True), color=colour, alpha=0.2, linewidth=0.8)
+            axes.plot(*zip(*mean_curve(curves), strict=True), color=colour, label=label, marker="o", markersize=2.5)
+        axes.set_title(name, fontsize=8)
+        axes.tick_params(labelsize=7.5)
+        _count_steps(axes)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    lines = {line.get_label(): line for axes in figure.axes for line in axes.get_legend_handles_labels()[0]}
+    if len(lines) > 1:
+        figure.legend(list(lines.values()), list(map(str, lines)), loc="outside upper center")
+    figure.supxlabel("step", fontsize=8)
     return figure
 
 
-def _step_axis(axes: Any) -> None:
-    """Write 20k for 20,000."""
-    axes.xaxis.set_major_locator(_ticker().MaxNLocator(5, integer=True))
+def mean_curve(curves: Sequence[Curve]) -> Curve:
+    """Return the mean of curves at every step at which some of them have a value."""
+    values: dict[int, list[float]] = {}
+    for step, value in (point for curve in curves for point in curve):
+        values.setdefault(step, []).append(value)
+    return [(step, sum(found) / len(found)) for step, found in sorted(values.items())]
+
+
+def _count_steps(axes: Axes) -> None:
+    """Mark whole steps, 20k for 20,000."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}k" if abs(step) >= 10_000 else f"{step:g}")
 
 
-def _ticker() -> Any:
-    from matplotlib import ticker
-
-    return ticker
-
-
-def _style() -> Any:
-    from matplotlib import rc_context
-
-    return rc_context(STYLE)
-
-
-def _figure(height: float) -> tuple[Any, Any]:
+def _figure(height: float) -> tuple[Figure, Axes]:
     """Return an empty figure of the report's width and its axes. A bare Figure needs no display: it draws with Agg."""
     from matplotlib.figure import Figure
 
-    with _style():
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        return figure, figure.subplots()
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots()
 
 
-def picture(name: str, caption: str, figure: Any) -> Picture:
-    """Return a drawn figure as a PNG whose bytes depend on nothing but its content."""
+def picture(
+    name: str, caption: str, draw: Callable[..., Figure], *data: Any, style: dict[str, Any] | None = None
+) -> Picture:
+    """Return ``draw(*data)`` as a PNG whose bytes depend on nothing but `data`: not on the user's own style."""
+    from matplotlib.style import context
+
     image = io.BytesIO()
-    with _style():
-        figure.savefig(image, format="png", dpi=DPI, metadata={"Software": None})
+    with context(["default", STYLE if style is None else style]):
+        draw(*data).savefig(image, format="png", dpi=DPI, metadata={"Software": None})
     return Picture(re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_").lower(), caption, image.getvalue())

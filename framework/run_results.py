@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+Curve = list[tuple[int, float]]  # points (step, value)
+
 
 @dataclass
 class RunResults:
@@ -31,7 +33,7 @@ class RunResults:
     folder: Path
     metrics: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
-    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    curves: dict[str, Curve] = field(default_factory=dict)
     probes: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     label: str = ""
@@ -91,7 +93,7 @@ class RunResults:
 
     @property
     def stages(self) -> dict[str, dict[str, Any]]:
-        """Test set to its result: ``ood``, ``sequence_accuracy`` and ``groups``; the in-distribution sets come first."""
+        """Test set to its result: ``ood``, ``sequence_accuracy`` and ``groups``; in-distribution sets first."""
         stages = self.metrics.get("stages", {})
         return dict(sorted(stages.items(), key=lambda item: bool(item[1].get("ood"))))
 
@@ -99,7 +101,11 @@ class RunResults:
     def published(self) -> list[dict[str, Any]]:
         """The published numbers of the recipe that have a stage and an error."""
         listed = _entry(self.config, "recipe", "published")
-        return [p for p in listed or [] if isinstance(p, dict) and "stage" in p and _number(p.get("error")) is not None]
+        numbered = [p for p in listed if isinstance(p, dict)] if isinstance(listed, list) else []
+        numbered = [
+            p | {key: _number(p.get(key)) for key in ("error", "std", "runs")} for p in numbered if "stage" in p
+        ]
+        return [p for p in numbered if p["error"] is not None]
 
     def groups(self, stage: str) -> dict[str, float]:
         """Return group to accuracy of a test set, in natural order (qa2 before qa10)."""
@@ -118,6 +124,10 @@ class RunResults:
         """
         groups = [accuracy for name, accuracy in self.groups(stage).items() if name not in self.incomplete]
         return sum(groups) / len(groups) if groups else _number(self.stages.get(stage, {}).get("sequence_accuracy"))
+
+    def scalars_over_steps(self, probe: str) -> list[tuple[int, dict[str, float]]]:
+        """Return ``(step, scalars)`` of every measurement of a probe, finite numbers only."""
+        return [(step, _numbers(_entry(a, "scalars"))) for step, a in sorted(self.probes.get(probe, {}).items())]
 
     def last_scalars(self) -> dict[str, dict[str, float]]:
         """Return probe to its scalars at the last measured step."""
@@ -161,7 +171,7 @@ def read_run(folder: Path) -> RunResults:
     run.metrics, run.config = _read_metrics(run), _read_config(run)
     run.curves, run.probes = _read_curves(run), _read_probes(run)
     if not run.finished:
-        at = f" Shown is what it wrote up to step {run.steps}." if run.steps else ""
+        at = f" Shown is what it wrote up to step {run.steps:,}." if run.steps else ""
         run.notes.insert(
             0, f"{folder.name} has no test results yet: it is unfinished, or was stopped before its test.{at}"
         )
@@ -196,16 +206,16 @@ def _read_config(run: RunResults) -> dict[str, Any]:
     return config
 
 
-def _read_curves(run: RunResults) -> dict[str, list[tuple[int, float]]]:
+def _read_curves(run: RunResults) -> dict[str, Curve]:
     """Join the logs of every start: from where a resumed run goes on, the later log holds."""
-    curves: dict[str, list[tuple[int, float]]] = {}
+    curves: dict[str, Curve] = {}
     for file in sorted(run.folder.glob("logs/version_*/metrics.csv"), key=lambda f: natural(f.parent.name)):
         for key, points in _read_log(file, run.notes).items():
             curves[key] = [point for point in curves.get(key, []) if point[0] < points[0][0]] + points
     return curves
 
 
-def _read_log(file: Path, notes: list[str]) -> dict[str, list[tuple[int, float]]]:
+def _read_log(file: Path, notes: list[str]) -> dict[str, Curve]:
     curves: dict[str, dict[int, float]] = {}
     try:
         for row in csv.DictReader(file.read_text(encoding="utf-8").splitlines()):
