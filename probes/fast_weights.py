@@ -115,8 +115,8 @@ class FastWeightProbe(Probe):
         for module in modules:
             if callable(getattr(module, "fast_weights", None)):
                 return module
-        where = f"The module {self.at!r}" if self.at is not None else f"No module of {type(model).__name__}"
-        raise ValueError(f"{where} offers no fast_weights(*forward_args): pass at=... or trace=... to FastWeightProbe.")
+        where = f"the module at={self.at!r}" if self.at is not None else f"any module of {type(model).__name__}"
+        raise ValueError(f"Expected fast_weights(*forward_args) in {where}, found none: pass at=... or trace=... .")
 
 
 def spectrum_of(state: Tensor) -> dict[str, Tensor]:

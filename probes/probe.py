@@ -90,7 +90,8 @@ class Probe(Callback):
             "step": -1, "scalars": {}, "cost": None, "spent": 0.0, "elapsed": 0.0, "runs": 0, "skipped": 0,
         }  # fmt: skip
         self._seen = 0
-        self._tick = 0.0
+        self._attended = -1
+        self._tick = self._seconds = 0.0
 
     @abstractmethod
     def measure(self, subject: Subject) -> ProbeResult:
@@ -184,8 +185,9 @@ class Probe(Callback):
     def _attend(self, trainer: Trainer, pl_module: LightningModule, logging: bool) -> None:
         """Measure and publish, or skip; the schedule is the same on every process, the budget is the first one's."""
         step = trainer.global_step
-        if trainer.fast_dev_run or step == self._state["step"]:  # type: ignore[attr-defined]
+        if trainer.fast_dev_run or step in (self._state["step"], self._attended):  # type: ignore[attr-defined]
             return
+        self._attended = step
         start = time.monotonic()
         self._state["elapsed"] += start - self._tick
         self._tick = start

@@ -57,11 +57,11 @@ class WeightMaskProbe(Probe):
         masked: patterns of parameter names to mask, such as "encoder.*"; None: parameters of two dimensions or more,
             without those of embeddings and norms (and so without biases).
         score: `score(output, batch)`, correctness per example or its mean, 0 to 1; None: accuracy of the largest output
-            against y of batches (x, y) or against the field `answer` or `target`, where there is one of fitting shape.
+            against y of batches (x, y) or the batch's field `y`, `answer` or `target`, where the shapes fit.
         schedule: the other arguments of `Probe`. Sub-tasks found by `group` share `max_batches` batches.
 
     Source: Csordas, van Steenkiste and Schmidhuber (2021), ICLR, https://arxiv.org/abs/2010.02066, section 2.
-    Deviations: gradients of the logits are not clipped, and Adam's epsilon is 1e-12, because 1e-8 is not small beside
+    Deviations: gradients of the logits are not clipped, and Adam's epsilon is 1e-20, because 1e-8 is not small beside
     alpha and would slow the drift.
     """
 
@@ -109,7 +109,7 @@ class WeightMaskProbe(Probe):
         batches = list(batches)
         P = sum(weight.numel() for weight in weights.values())
         logits = torch.full((P,), INIT, device=subject.device, requires_grad=True)
-        adam = torch.optim.Adam([logits], lr=self.lr, eps=1e-12)
+        adam = torch.optim.Adam([logits], lr=self.lr, eps=1e-20)
         order = torch.randint(len(batches), (self.steps,), generator=generator, device=subject.device)
         for index in order.tolist():
             logits.grad = self._gradient(subject, logits, batches[index], weights, generator)
@@ -242,7 +242,7 @@ def accuracy_of(output: Any, batch: Any) -> Tensor:
         target = batch[1] if len(batch) == 2 else None
     else:
         field = batch.get if isinstance(batch, Mapping) else lambda name: getattr(batch, name, None)
-        target = next((field(name) for name in ("answer", "target") if isinstance(field(name), Tensor)), None)
+        target = next((field(name) for name in ("y", "answer", "target") if isinstance(field(name), Tensor)), None)
     if not isinstance(target, Tensor) or not isinstance(output, Tensor) or target.is_floating_point():
         return torch.tensor(math.nan)
     return output.argmax(-1) == target if output.shape[:-1] == target.shape else torch.tensor(math.nan)

@@ -1,0 +1,151 @@
+"""Probes under two gloo processes: same training, the numbers of one process, no process left waiting."""
+
+import datetime
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy
+from tiny_learner import MeanLoss, Recorder, loader, same, train
+
+from algornn.probes import FastWeightProbe, Probe, ProbeResult, WeightMaskProbe
+from algornn.probes.subject import ProbeError
+
+KINDS = {MeanLoss: {}, FastWeightProbe: {}, WeightMaskProbe: {"steps": 3, "tasks": ["second", "third"]}}
+
+
+def fit(probes, root, recorder=None, **settings):
+    """One epoch of 67 examples on both processes: an odd number, and no whole number of batches."""
+    settings = {
+        "devices": 2,
+        "max_epochs": 1,
+        "strategy": DDPStrategy(timeout=datetime.timedelta(seconds=60)),
+        **settings,
+    }
+    return train(probes, root, recorder=recorder, **settings)
+
+
+class Failing(Probe):
+    """Fails on the second process alone, within `map` or outside of it."""
+
+    def __init__(self, where):
+        super().__init__(every_n_steps=2)
+        self.where = where
+
+    def measure(self, subject):
+        def one(item, generator):
+            if self.where == "map" and item == 1:
+                raise ArithmeticError("in item 1")
+            return item
+
+        if self.where == "outside" and subject.rank == 1:
+            raise ArithmeticError("before the map")
+        subject.map(one, range(3))
+        if self.where == "after" and subject.rank == 1:
+            raise ArithmeticError("after the map")
+        return ProbeResult()
+
+
+class Greedy(MeanLoss):
+    """Each process has another opinion of the budget; the first one's holds."""
+
+    def _affordable(self):
+        return dist.get_rank() == 0
+
+
+def check_training(root):
+    plain, probed = Recorder(), Recorder()
+    fit([], root / "plain", plain)
+    probes = [kind(every_n_steps=1, **settings) for kind, settings in KINDS.items()]
+    _, trainer = fit(probes, root / "probed", probed)
+    assert trainer.world_size == 2
+    assert len(plain.snapshots) == trainer.global_step == 5
+    assert all(same(a, b) for a, b in zip(plain.snapshots, probed.snapshots, strict=True))
+    return [probe.state_dict()["runs"] for probe in probes]
+
+
+def check_numbers(root):
+    """31 examples: four batches of which the last is odd; one batch: the second process has nothing to do."""
+    checked = []
+    for max_batches in (1, 3, None):
+        probes = [kind(max_batches=max_batches, every_n_steps=2, **settings) for kind, settings in KINDS.items()]
+        learner, trainer = fit(probes, root / str(max_batches))
+        for probe in probes:
+            logged = probe.result.to_json()
+            assert logged == probe.run(learner, loader(31, seed=1)).to_json()
+            checked.append([probe.name, max_batches])
+        ours = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("probe/")}
+        everyone = [None, None]
+        dist.all_gather_object(everyone, ours)
+        assert len(ours) > 20
+        assert str(everyone[0]) == str(everyone[1])
+    return checked
+
+
+def check_failures(root):
+    messages, plain = [], Recorder()
+    fit([], root / "plain", plain, max_steps=2)
+    for where in ("map", "outside", "after"):
+        recorder = Recorder()
+        with pytest.raises(ProbeError) as caught:
+            fit([Failing(where)], root / where, recorder)
+        assert same(plain.snapshots[1], recorder.at_exception)
+        messages.append(str(caught.value))
+    return messages
+
+
+def check_budget(root):
+    probe = Greedy(every_n_steps=2)
+    fit([probe], root)
+    return probe.state_dict()["runs"]
+
+
+def work(rank, root, port):
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE="2"
+    )
+    torch.set_num_threads(1)
+    root = Path(root)
+    checks = {"training": check_training, "numbers": check_numbers, "failures": check_failures, "budget": check_budget}
+    report = {name: check(root / name) for name, check in checks.items()}
+    (root / f"report-{rank}.json").write_text(json.dumps(report))
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    """Both processes' accounts of all checks; an assertion that fails in one of them is raised here."""
+    root = tmp_path_factory.mktemp("processes")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(work, (str(root), port), nprocs=2)
+    return root, [json.loads((root / f"report-{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_training_is_bit_identical_on_both_processes(reports):
+    assert [report["training"] for report in reports[1]] == [[5, 5, 5]] * 2
+
+
+def test_two_processes_give_the_numbers_of_one(reports):
+    expected = [[kind().name, max_batches] for max_batches in (1, 3, None) for kind in KINDS]
+    assert [report["numbers"] for report in reports[1]] == [expected] * 2
+
+
+def test_an_error_of_one_process_is_raised_on_both(reports):
+    error = "The measurement failed on process 1: ArithmeticError: "
+    for report in reports[1]:
+        assert report["failures"] == [error + "in item 1", error + "before the map", error + "after the map"]
+
+
+def test_the_first_process_decides_on_the_budget(reports):
+    assert [report["budget"] for report in reports[1]] == [3, 3]  # steps 2 and 4, and the end
+
+
+def test_artefacts_are_written_once(reports):
+    root = reports[0]
+    saved = sorted(path.name for path in (root / "training" / "probed" / "probes" / "mean_loss").iterdir())
+    assert saved == [f"step={step}.json" for step in range(1, 6)]

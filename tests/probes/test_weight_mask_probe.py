@@ -1,0 +1,207 @@
+"""WeightMaskProbe against networks whose modules are known, and its laws."""
+
+import math
+
+import pytest
+import torch
+from tiny_learner import Learner, Rows, loader
+from torch import nn
+
+from algornn.probes import ProbeResult, WeightMaskProbe
+from algornn.probes.mask_overlap import overlap
+from algornn.probes.weight_masks import INIT, maskable, masked_call, sample_mask
+
+M = 6  # width of a block
+
+
+def relative_error(call, batch):
+    """Mean squared error over the outputs that the task asks for, relative to the targets' mean square."""
+    x, y = batch
+    asked, target = ~y.isnan(), y.nan_to_num()
+    return ((call(x) - target) * asked).square().sum() / target.square().sum()
+
+
+def matrix(n, generator):
+    """Entries of random sign, 0.5 to 1.5 in size: none of them is negligible."""
+    return (0.5 + torch.rand(n, n, generator=generator)) * (torch.randint(0, 2, (n, n), generator=generator) * 2 - 1)
+
+
+def block_tasks(weight, batches=4, b=64):
+    """Task k puts numbers into block k of x and asks for block k of y."""
+    generator, tasks = torch.Generator().manual_seed(1), {}
+    for k in range(2):
+        block = slice(k * M, (k + 1) * M)
+        data = []
+        for _ in range(batches):
+            x, y = torch.zeros(b, 2 * M), torch.full((b, 2 * M), math.nan)
+            x[:, block] = torch.randn(b, M, generator=generator)
+            y[:, block] = x[:, block] @ weight[block, block].T
+            data.append((x, y))
+        tasks[f"task {k + 1}"] = data
+    return tasks
+
+
+def linear(weight):
+    layer = nn.Linear(*weight.shape, bias=False)
+    layer.weight.data = weight
+    return layer
+
+
+def test_blocks_of_a_matrix_with_distractors_are_found_exactly():
+    weight = matrix(2 * M, torch.Generator().manual_seed(0))  # the off-diagonal blocks distract
+    result = WeightMaskProbe(block_tasks(weight), relative_error, steps=800, beta=1e-3).run(linear(weight))
+    scalars, tables = result.scalars, result.tables
+    assert scalars["density/task 1"] * 144 == scalars["density/task 2"] * 144 == 36
+    assert scalars["control_density"] * 144 == 72
+    assert scalars["iou"] == scalars["iomin"] == scalars["sharing"] == 0
+    assert scalars["iou_floor"] == pytest.approx(0.25 * 0.25 / (0.5 - 0.25 * 0.25))
+    assert scalars["iomin_floor"] == 0.25
+    assert scalars["remaining"] == 0.5
+    for k, j in (("task 1", "task 2"), ("task 2", "task 1")):
+        # 0 and 1 are exact up to rounding: what is asked for depends on the own block alone.
+        assert tables["loss"][k] == pytest.approx({k: 0.0, j: 1.0}, abs=1e-6)
+        assert tables["inverse_loss"][k] == pytest.approx({k: 1.0, j: 0.0}, abs=1e-6)
+
+
+def test_a_matrix_that_both_tasks_use_is_kept_and_shared():
+    weight = matrix(M, torch.Generator().manual_seed(0))
+    x = torch.randn(8, 64, M, generator=torch.Generator().manual_seed(1))
+    data = [(batch, batch @ weight.T) for batch in x]
+    probe = WeightMaskProbe({"a": data[:4], "b": data[4:]}, relative_error, steps=300, beta=1e-3, repeats=2)
+    scalars = probe.run(linear(weight)).scalars
+    assert scalars["iou"] == scalars["iou_ceiling"] == scalars["sharing"] == 1
+    assert scalars["density/a"] == scalars["density/b"] == scalars["control_density"] == 1
+
+
+class Logits(WeightMaskProbe):
+    """Learns one mask and returns its logits."""
+
+    def measure(self, subject):
+        weights = maskable(subject.model, self.masked)
+        learned = subject.map(lambda _, generator: self.learn(subject, subject.loader, weights, generator), [0])
+        return ProbeResult(tables={"logits": learned[0]})
+
+
+@pytest.mark.parametrize(
+    ("steps", "lr", "beta"), [(1, 1e-2, 1e-3), (150, 1e-2, 1e-3), (250, 1e-2, 1e-6), (40, 3e-2, 0.1)]
+)
+def test_the_logit_of_an_idle_weight_falls_by_lr_in_each_step(steps, lr, beta):
+    weight = matrix(2 * M, torch.Generator().manual_seed(0))
+    probe = Logits(loss=relative_error, steps=steps, lr=lr, beta=beta)
+    logits = probe.run(linear(weight), block_tasks(weight)["task 1"]).tables["logits"].view(2 * M, 2 * M)
+    law = INIT - lr * steps
+    assert logits[:, M:] == pytest.approx(torch.full((2 * M, M), law), abs=1e-4)
+    if steps > 1:
+        assert logits[:M, :M].min() > law + 0.5 * lr  # the used ones do not follow it
+
+
+def test_probability_of_a_sample_is_the_sigmoid():
+    generator, n = torch.Generator().manual_seed(0), 200_000
+    for logit in (-2.0, 0.0, 2.0, 3.0):
+        p = 1 / (1 + math.exp(-logit))
+        share = float(sample_mask(torch.full((n,), logit), generator).mean())
+        assert abs(share - p) < 4 * math.sqrt(p * (1 - p) / n)
+
+
+def test_samples_are_binary_with_the_soft_gradient():
+    logits = torch.linspace(-3, 3, 101, requires_grad=True)
+    mask = sample_mask(logits, torch.Generator().manual_seed(0))
+    assert set(mask.tolist()) == {0.0, 1.0}
+    uniform = torch.rand(101, generator=torch.Generator().manual_seed(0))
+    soft = torch.sigmoid(logits + torch.log(uniform) - torch.log1p(-uniform))
+    assert torch.equal(mask, (soft > 0.5).float())
+    cotangent = torch.arange(101.0)
+    found, expected = (torch.autograd.grad(m, logits, cotangent)[0] for m in (mask, soft))
+    assert torch.allclose(found, expected, rtol=1e-4)
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(3, 4, batch_first=True)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+def test_masks_reach_the_weights_of_recurrent_layers():
+    torch.manual_seed(0)
+    model, x = Recurrent().eval(), torch.randn(16, 5, 3)
+    weights = maskable(model)
+    assert list(weights) == ["lstm.weight_ih_l0", "lstm.weight_hh_l0", "head.weight"]
+    P = sum(w.numel() for w in weights.values())
+    mask = torch.ones(P)
+    assert torch.equal(masked_call(model, weights, mask)(x), model(x))
+    mask[48 : 48 + 64] = 0  # no recurrence: only the last input counts
+    masked = masked_call(model, weights, mask)
+    gone = x.clone()
+    model.lstm.weight_hh_l0.data.zero_()
+    assert torch.equal(masked(x), model(x))
+    assert not torch.equal(masked(gone.flip(1)), masked(x))
+    logits = Logits(steps=20, lr=1e-2).run(Recurrent(), [(x, torch.arange(16) % 2)]).tables["logits"]
+    drift = INIT - 0.2
+    for part in (logits[:48], logits[48 : 48 + 64]):
+        assert ((part - drift).abs() > 1e-3).double().mean() > 0.9  # without a gradient, all would be at the drift
+
+
+def test_overlap_by_hand_and_of_independent_masks():
+    a, b = torch.tensor([1, 1, 0, 0, 1, 1]).bool(), torch.tensor([1, 0, 1, 0, 1, 1]).bool()
+    found = overlap(a, b, {"one": 4, "two": 2})
+    # Layer one: densities 1/2 and 1/2 of 4, so 1 in common by chance; layer two is full: 2. Sizes 4 and 4.
+    assert found == pytest.approx({"iou": 3 / 5, "iou_floor": 3 / 5, "iomin": 3 / 4, "iomin_floor": 3 / 4})
+    generator, n, p, q = torch.Generator().manual_seed(0), 200_000, 0.3, 0.6
+    a, b = torch.rand(n, generator=generator) < p, torch.rand(n, generator=generator) < q
+    found = overlap(a, b, {"one": n})
+    assert found["iou_floor"] == pytest.approx(p * q / (p + q - p * q), abs=0.005)
+    assert found["iou"] == pytest.approx(found["iou_floor"], abs=0.005)
+    assert found["iomin"] == pytest.approx(max(p, q), abs=0.005)
+
+
+def test_tasks_are_found_by_group():
+    result = WeightMaskProbe(steps=1, max_batches=None).run(Learner(), loader(67))
+    assert list(result.tables["loss"]) == ["unmasked", "control", *Rows.groups]
+    assert set(result.tables["accuracy"]["control"]) == set(Rows.groups)
+    assert list(WeightMaskProbe(max_tasks=2, steps=1).run(Learner(), loader(67)).tables["iou"]) == ["first", "second"]
+    assert list(WeightMaskProbe(["third"], steps=1).run(Learner(), loader(67)).tables["iou"]) == ["third"]
+    ready = WeightMaskProbe(steps=1).run(Learner(), list(loader(67)))  # ready-made batches are cut, and carry no names
+    assert list(ready.tables["iou"]) == ["group 0", "group 1", "group 2"]
+
+
+def test_the_unmasked_row_is_the_model_itself():
+    torch.manual_seed(0)
+    model, rows = Learner(), Rows(60)
+    probe = WeightMaskProbe(steps=1, max_batches=None)
+    found = probe.run(model, loader(60)).tables["accuracy"]["unmasked"]
+    model.eval()
+    by_group = {}
+    for k, name in enumerate(Rows.groups):
+        order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
+        held = order[rows.group[order] == k][8:16]  # the second batch of eight; the first and third train masks
+        by_group[name] = float((model(rows.x[held]).argmax(-1) == rows.y[held]).double().mean())
+    assert found == pytest.approx(by_group)
+
+
+def test_embeddings_norms_and_biases_are_not_masked_unless_asked_for():
+    assert list(maskable(Learner())) == ["memory.key.weight", "memory.value.weight", "head.weight"]
+    assert list(maskable(Learner(), ["memory.*.bias", "norm.weight"])) == [
+        "memory.key.bias",
+        "memory.value.bias",
+        "norm.weight",
+    ]
+    with pytest.raises(ValueError, match="No parameter to mask fits"):
+        maskable(Learner(), ["nothing.*"])
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match=r"tasks names \['fourth'\]"):
+        WeightMaskProbe(["fourth"]).run(Learner(), loader(31))
+    with pytest.raises(ValueError, match="tensor field 'group'"):
+        WeightMaskProbe().run(nn.Linear(3, 2), [(torch.ones(2, 3), torch.zeros(2).long())])
+    with pytest.raises(ValueError, match="does not depend on the masked weights"):
+        WeightMaskProbe(loss=lambda call, batch: call(batch.x).detach().mean(), steps=1).run(Learner(), loader(31))
+
+
+def test_a_score_of_ones_own():
+    result = WeightMaskProbe(steps=1, score=lambda output, batch: torch.ones(len(output))).run(Learner(), loader(31))
+    assert result.scalars["accuracy"] == 1.0
