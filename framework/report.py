@@ -13,7 +13,7 @@ from pathlib import Path
 from algornn.run_results import RunResults, natural, read_runs
 
 # A table for the terminal shows this many numbers per probe; the page shows all.
-KEY_SCALARS = 8
+KEY_SCALARS = 10
 
 
 @dataclass
@@ -88,7 +88,8 @@ def results(runs: Sequence[RunResults], errors: bool = True) -> Table:
     for group in apart:
         for stage, ood in sets:
             parts = [run.groups(stage).get(group) if group in run.incomplete else None for run in runs]
-            columns[f"{group} {set_name(stage, ood)} %"] = [percent(a) for a in parts]
+            if any(a is not None for a in parts):
+                columns[f"{group} {set_name(stage, ood)} %"] = [percent(a) for a in parts]
     return Table(list(columns), [list(row) for row in zip(*columns.values(), strict=True)], how_measured(runs))
 
 

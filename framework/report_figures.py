@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 # Five inches wide: on a telephone a point of the picture is about a pixel of the screen, so its letters stay readable.
 WIDTH, DPI = 5.0, 180
-PANELS = 12
+PANELS = 6
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -46,19 +46,19 @@ class Picture:
 
 
 def result_pictures(runs: Sequence[RunResults]) -> Iterator[Picture]:
-    """Yield the runs side by side, the bars of every run's groups, and the accuracy in against out of distribution."""
+    """Yield the runs side by side, accuracy in against out of distribution, and the groups of every run."""
     tested = [run for run in runs if run.finished]
     if len(tested) > 1:
         yield picture("sets", "Mean accuracy on every test set.", set_bars, tested)
-    for run in tested:
-        if any(run.groups(stage) for stage in run.stages):
-            apart = f" Pale: incomplete training data ({', '.join(run.incomplete)})." if run.incomplete else ""
-            yield picture(f"groups {run.label}", f"{run.label}: accuracy by group.{apart}", group_bars, run)
     if scattered := [run for run in tested if _in_and_out(run)]:
         caption = (
             "Accuracy in and out of distribution: a point per group, a star for the mean. On the line nothing is lost."
         )
         yield picture("iid_ood", caption, iid_against_ood, scattered)
+    for run in tested:
+        if any(run.groups(stage) for stage in run.stages):
+            apart = f" Pale: incomplete training data ({', '.join(run.incomplete)})." if run.incomplete else ""
+            yield picture(f"groups {run.label}", f"{run.label}: accuracy by group.{apart}", group_bars, run)
 
 
 def curve_pictures(runs: Sequence[RunResults]) -> Iterator[Picture]:
@@ -86,7 +86,10 @@ def probe_pictures(runs: Sequence[RunResults]) -> Iterator[Picture]:
 
 
 def scalar_panels(runs: Sequence[RunResults], probe: str) -> dict[str, dict[str, list[Curve]]]:
-    """Return panel to run to curves; the parts ``a/x``, ``a/y``, ... of one scalar share the panel ``a/...``."""
+    """Return panel to run to curves; the parts ``a/x``, ``a/y``, ... of one scalar share the panel ``a/...``.
+
+    A scalar that was measured once in every run makes no curve: it stands in the table.
+    """
     panels: dict[str, dict[str, list[Curve]]] = {}
     for run in runs:
         curves: dict[str, Curve] = {}
@@ -96,7 +99,8 @@ def scalar_panels(runs: Sequence[RunResults], probe: str) -> dict[str, dict[str,
         for name, curve in curves.items():
             panel = f"{name.split('/')[0]}/..." if "/" in name else name
             panels.setdefault(panel, {}).setdefault(run.label, []).append(curve)
-    return panels
+    lengths = {name: max(len(c) for curves in by_run.values() for c in curves) for name, by_run in panels.items()}
+    return {name: by_run for name, by_run in panels.items() if lengths[name] > 1}
 
 
 def last_figures(run: RunResults, probe: str, name_run: bool) -> Iterator[Picture]:
@@ -113,7 +117,7 @@ def last_figures(run: RunResults, probe: str, name_run: bool) -> Iterator[Pictur
             # The probes' figures bring their own style.
             yield picture(f"{probe} {name} {run.label if name_run else ''}", caption, draw, spec, style={})
         except (ValueError, TypeError, LookupError, AttributeError) as error:
-            run.notes.append(f"{probe}, step {step}: the figure {name!r} cannot be drawn ({error}).")
+            run.notes.append(f"{probe}, step {step:,}: the figure {name!r} cannot be drawn ({error}).")
 
 
 def set_bars(runs: Sequence[RunResults]) -> Figure:

@@ -16,6 +16,7 @@ from algornn.report import main, result_table
 from algornn.run_results import read_run
 
 GROUPS = [f"qa{task}" for task in range(1, 21)]
+FIGURES = ("recall", "overlap", "kept")
 # Task 16 is the hard one, task 3 lacks data, names unseen in training cost tasks 7 and 18 most.
 IID = dict.fromkeys(GROUPS, 0.99) | {"qa3": 0.51, "qa16": 0.55, "qa2": 0.97, "qa1": 1.0}
 OOD = {name: accuracy - 0.04 for name, accuracy in IID.items()} | {"qa7": 0.62, "qa18": 0.5}
@@ -331,3 +332,19 @@ def test_users_matplotlib_style_changes_nothing(reported, tmp_path):
     with rc_context({"axes.facecolor": "black", "font.size": 20}):
         main([str(reported), "--out", str(tmp_path / "styled")])
     assert (tmp_path / "styled/groups_babi_all_tprrnn_seed_1.png").read_bytes() == before
+
+
+def test_probe_measured_once_has_figures_but_no_curve(tmp_path):
+    run = write_run(tmp_path / "run", steps=10_000)
+    main([str(run)])
+    names = {file.stem for file in (run / "report").glob("*weight_*.png")}
+    assert names == {f"{probe}_{figure}" for probe in ("fast_weight", "weight_mask") for figure in FIGURES}
+
+
+def test_figure_that_cannot_be_drawn_is_told(tmp_path, capsys):
+    run = write_run(tmp_path / "run", steps=10_000)
+    file = run / "probes/fast_weight/step=10000.json"
+    file.write_text(json.dumps({"scalars": {}, "figures": {"odd": {"kind": "pie", "x": []}}}))
+    main([str(run)])
+    assert "fast_weight, step 10,000: the figure 'odd' cannot be drawn" in capsys.readouterr().out
+    assert "the figure &#x27;odd&#x27; cannot be drawn" in (run / "report/report.html").read_text()
