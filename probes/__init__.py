@@ -1,6 +1,6 @@
 """Probes: questions asked of any model, during training or after, that leave the training untouched."""
 
-from algornn.probes.fast_weights import FastWeightProbe, FastWeightTrace, OwnsFastWeights
+from algornn.probes.fast_weights import FastWeightProbe, OwnsFastWeights
 from algornn.probes.probe import Probe
 from algornn.probes.result import ProbeResult
 from algornn.probes.subject import Subject
@@ -8,7 +8,6 @@ from algornn.probes.weight_masks import WeightMaskProbe
 
 __all__ = [
     "FastWeightProbe",
-    "FastWeightTrace",
     "OwnsFastWeights",
     "Probe",
     "ProbeResult",

@@ -7,8 +7,8 @@ import torch
 from tiny_learner import Learner, Memory, loader
 from torch import nn
 
-from algornn.probes import FastWeightProbe, FastWeightTrace, OwnsFastWeights
-from algornn.probes.fast_weights import spectrum_of
+from algornn.probes import FastWeightProbe, OwnsFastWeights
+from algornn.probes.fast_weights import FastWeightTrace, spectrum_of
 
 
 def measure(*traces):

@@ -11,7 +11,8 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from algornn.probes import FastWeightTrace, Probe, ProbeResult
+from algornn.probes import Probe, ProbeResult
+from algornn.probes.fast_weights import FastWeightTrace
 
 
 class Batch(NamedTuple):
