@@ -92,7 +92,7 @@ class FastWeightProbe(Probe):
         ages = {"age": (written.sum(1, keepdim=True) - 1 - torch.arange(keys.shape[1], device=keys.device))[written]}
         recall = recall_of(keys, values, trace.state.double(), written, generator)
         strength = {"write_strength": trace.beta.double()[trace.keys.ne(0).any(-1)]}
-        return {**spectrum_of(trace.state), **interference_of(keys, written), **ages, **recall, **strength}
+        return {**recall, **spectrum_of(trace.state), **interference_of(keys, written), **strength, **ages}
 
     def _trace(self, subject: Subject, batch: Any) -> FastWeightTrace:
         """Let the loss drive the model, catch the owner's arguments, and ask it for its trace."""
@@ -136,7 +136,7 @@ def spectrum_of(state: Tensor) -> dict[str, Tensor]:
     stable = energy / power[:, 0].where(full, 1)
     participation = energy**2 / (power**2).sum(-1).where(full, 1)
     ranks = {"effective_rank": effective * full, "stable_rank": stable, "participation_ratio": participation}
-    return {"sigma": sigma, "state_norm": energy.sqrt(), **ranks}
+    return {**ranks, "state_norm": energy.sqrt(), "sigma": sigma}
 
 
 def interference_of(keys: Tensor, written: Tensor) -> dict[str, Tensor]:
@@ -234,7 +234,7 @@ def _figures(tables: dict[str, Any]) -> dict[str, dict[str, Any]]:
         "recall_accuracy": {
             **recall,
             "title": "Recall of an association by its age",
-            "ylabel": "nearest stored value is the right one",
+            "ylabel": "share whose nearest stored value is right",
             "series": {
                 "asked for its value": ages["recall_accuracy"],
                 "another's value": ages["recall_accuracy_control"],

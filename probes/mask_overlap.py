@@ -103,19 +103,17 @@ def _scalars(tables: dict[str, Any], tasks: list[str]) -> dict[str, float]:
         accuracy[k][k] - max(accuracy[k][j] for j in tasks if j != k) for k in tasks if len(tasks) > 1
     ]  # 1: the mask solves its own task and no other
     scalars = {
-        "unmasked_loss": _mean(tables["loss"]["unmasked"].values()),
-        "unmasked_accuracy": _mean(accuracy["unmasked"].values()),
-        "control_loss": _mean(tables["loss"]["control"].values()),
-        "control_accuracy": _mean(accuracy["control"].values()),
-        "control_density": tables["density"]["control"]["all"],
-        "loss": _mean(own["loss"]),
         "accuracy": _mean(own["accuracy"]),
         "density": _mean([tables["density"][task]["all"] for task in tasks]),
-        "specialisation": _mean(special),
+        **{key: _mean([pair[key] for pair in pooled]) for key in ("iou", "iou_floor", "iomin", "iomin_floor")},
         "sharing": _mean(tables["sharing"].values()),
+        "specialisation": _mean(special),
+        "loss": _mean(own["loss"]),
     }
-    for key in ("iou", "iou_floor", "iomin", "iomin_floor"):
-        scalars[key] = _mean([pair[key] for pair in pooled])
+    for name in ("control", "unmasked"):
+        scalars[f"{name}_accuracy"] = _mean(accuracy[name].values())
+        scalars[f"{name}_loss"] = _mean(tables["loss"][name].values())
+    scalars["control_density"] = tables["density"]["control"]["all"]
     for k, task in enumerate(tasks):
         scalars.update({f"accuracy/{task}": own["accuracy"][k], f"loss/{task}": own["loss"][k]})
         scalars[f"density/{task}"] = tables["density"][task]["all"]

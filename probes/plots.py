@@ -63,6 +63,8 @@ def _line(axes: Axes, spec: dict[str, Any]) -> None:
     for index, (name, values) in enumerate(spec["series"].items()):
         color, style = _COLORS[index % len(_COLORS)], "-" if index == 0 else "--"
         axes.plot(spec["x"], _numbers(values), color=color, linestyle=style, marker=marker, markersize=3, label=name)
+    if all(isinstance(x, int) for x in spec["x"]):
+        axes.locator_params(axis="x", integer=True)
     _plain_frame(axes)
     axes.legend(frameon=False)
 

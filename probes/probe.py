@@ -241,7 +241,7 @@ class Probe(Callback):
             result.save(path, name=self.name, step=step, seconds=self._seconds)
 
     def _log(self, trainer: Trainer, scalars: dict[str, float]) -> None:
-        for logger in trainer.loggers:  # each of them writes on the first process only
+        for logger in trainer.loggers if trainer.is_global_zero else []:
             logger.log_metrics({self._key(name): value for name, value in scalars.items()}, step=trainer.global_step)
 
     def _key(self, scalar: str) -> str:
