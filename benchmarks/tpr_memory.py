@@ -130,8 +130,8 @@ def main() -> None:
         row["memory_ratio"] = theirs["peak_mb"] / ours["peak_mb"]
         rows.append(row)
         print(
-            f"| {tokens} | {theirs['seconds']:.3f} | {ours['seconds']:.4f} | {row['time_ratio']:.0f} | {theirs['peak_mb']:.0f} "
-            f"| {ours['peak_mb']:.0f} | {row['memory_ratio']:.0f} | {row['agreement']:.0e} |",
+            f"| {tokens} | {theirs['seconds']:.3f} | {ours['seconds']:.4f} | {row['time_ratio']:.0f} "
+            f"| {theirs['peak_mb']:.0f} | {ours['peak_mb']:.0f} | {row['memory_ratio']:.0f} | {row['agreement']:.0e} |",
             flush=True,
         )
     if args.out:

@@ -9,7 +9,9 @@ import shlex
 import sys
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import lightning as L
@@ -26,7 +28,17 @@ from algornn import recipes
 from algornn.run import AtomicCheckpointIO, RandomState, Recipe, RunRecord, new_run_folder
 
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
-ROOMS = {"models": algornn, "probes": algornn.probes, "splits": algornn.datamodules}
+ROOMS: dict[str, tuple[ModuleType, type]] = {
+    "models": (algornn, torch.nn.Module),
+    "probes": (algornn.probes, algornn.probes.Probe),
+    "splits": (algornn.datamodules, algornn.datamodules.SplitDataModule),
+}
+
+# Lines of the parser's messages that only repeat what it tried.
+_PARSER_NOISE = re.compile(
+    r"Expected a path but|Expected a <class 'NoneType'>|Does not validate|Subtypes:|Errors:|Given value"
+    r"|Problem with given|Not a valid subclass|Subclass types|a class path|a dict"
+)
 
 USAGE = """usage: algornn COMMAND ...
 
@@ -45,8 +57,9 @@ class SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Write the file; only `fit` does, so that a later test never replaces it."""
         if stage == "fit":
-            Path(trainer.default_root_dir).mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, str(Path(trainer.default_root_dir, "config.yaml")), skip_none=False, overwrite=True)
+            run = Path(trainer.default_root_dir)
+            run.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, str(run / "config.yaml"), skip_none=False, overwrite=True)
 
 
 class AlgornnCLI(LightningCLI):
@@ -75,7 +88,7 @@ class AlgornnCLI(LightningCLI):
         """Add the run folder, the recipe's claim, the checkpoints, and the sizes that the model takes from the data."""
         parser.add_argument("--run_dir", type=str | None, help="Run folder; default: runs/NAME/TIME-seedSEED.")
         parser.add_argument("--recipe", type=Recipe, default=Recipe(), help="What the run is meant to show.")
-        parser.add_argument("--test_after_fit", type=bool, default=True, help="Test the best checkpoint after training.")
+        parser.add_argument("--test_after_fit", type=bool, default=True, help="Test the best checkpoint at the end.")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
             {
@@ -85,7 +98,7 @@ class AlgornnCLI(LightningCLI):
                 "checkpoint.enable_version_counter": False,
             }
         )
-        parser.add_argument("--resume_every_n_steps", type=int, default=500, help="Steps between two writes of last.ckpt.")
+        parser.add_argument("--resume_every_n_steps", type=int, default=500, help="Steps between writes of last.ckpt.")
         for size in ("vocab_size", "sentence_length"):
             parser.link_arguments(f"data.{size}", f"model.init_args.model.init_args.{size}", apply_on="instantiate")
 
@@ -138,7 +151,8 @@ class AlgornnCLI(LightningCLI):
             return
         saved = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         own = self.model.state_dict()
-        wrong = [name for name in own.keys() | saved.keys() if name not in own or name not in saved or own[name].shape != saved[name].shape]
+        shapes = [{name: value.shape for name, value in weights.items()} for weights in (own, saved)]
+        wrong = {name for name, _ in shapes[0].items() ^ shapes[1].items()}
         if wrong:
             raise ValueError(
                 f"{path} holds the weights of another model: {len(wrong)} of them differ in name or shape, such as "
@@ -148,10 +162,11 @@ class AlgornnCLI(LightningCLI):
     def after_fit(self) -> None:
         """Test the best checkpoint, unless told not to, and print the table."""
         config = self.config[self.subcommand]
-        if not config.test_after_fit or self.datamodule is None or self.trainer.fast_dev_run or self.trainer.interrupted:
+        trainer = self.trainer
+        if not config.test_after_fit or self.datamodule is None or trainer.fast_dev_run or trainer.interrupted:
             return
-        best = self.trainer.checkpoint_callback.best_model_path
-        self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
+        best = trainer.checkpoint_callback.best_model_path
+        trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
         self.after_test()
 
     def after_test(self) -> None:
@@ -166,9 +181,9 @@ class AlgornnCLI(LightningCLI):
 def _check_run_folder(run: Path, command: str, ckpt_path: str | None) -> None:
     """Raise where a run would write over another, or a checkpoint is missing."""
     if ckpt_path is not None and not Path(ckpt_path).is_file():
-        raise FileNotFoundError(f"No checkpoint at {ckpt_path}. Give --ckpt_path an existing .ckpt file, or last or best.")
+        raise FileNotFoundError(f"No checkpoint at {ckpt_path}. Give --ckpt_path an existing file, or last or best.")
     if command == "fit" and ckpt_path is None and (run / "config.yaml").exists():
-        raise FileExistsError(f"{run} already holds a run. Go on with it by --ckpt_path last, or choose another --run_dir.")
+        raise FileExistsError(f"{run} holds a run. Go on with it by --ckpt_path last, or choose another --run_dir.")
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -203,15 +218,17 @@ def list_names(what: str) -> list[str]:
         return [f"{name:24s} {recipes.about(name)}" for name in recipes.names()]
     if what not in ROOMS:
         raise ValueError(f"`algornn list` takes models, probes, splits or recipes, got {what!r}.")
-    room = ROOMS[what]
-    lines = []
-    for name in sorted(room.__all__):
-        item = getattr(room, name)
-        if isinstance(item, type):
-            splits = getattr(item, "splits", ())
-            about = (item.__doc__ or "").strip().splitlines()[0]
-            lines.append(f"{name:24s} {about}" + (f" [{', '.join(splits)}]" if isinstance(splits, tuple) and splits else ""))
-    return lines
+    room, base = ROOMS[what]
+    classes = {name: getattr(room, name) for name in sorted(room.__all__)}
+    return [
+        _line(name, c) for name, c in classes.items() if isinstance(c, type) and issubclass(c, base) and c is not base
+    ]
+
+
+def _line(name: str, listed: type) -> str:
+    splits = getattr(listed, "splits", ())
+    about = (listed.__doc__ or "").strip().splitlines()[0]
+    return f"{name:24s} {about}" + (f" Splits: {', '.join(splits)}." if splits else "")
 
 
 def run(args: list[str]) -> None:
@@ -240,7 +257,7 @@ def run(args: list[str]) -> None:
 
 def _default_config(args: list[str]) -> list[str]:
     """A run folder without a configuration brings its own: ``algornn test --run_dir RUN`` is enough."""
-    folder = next((b for a, b in zip(args, args[1:], strict=False) if a == "--run_dir"), None)
+    folder = next((b for a, b in pairwise(args) if a == "--run_dir"), None)
     folder = next((a.partition("=")[2] for a in args if a.startswith("--run_dir=")), folder)
     has_config = any(a.partition("=")[0] in ("--config", "-c") for a in args)
     if folder is None or has_config or not Path(folder, "config.yaml").is_file():
@@ -250,27 +267,36 @@ def _default_config(args: list[str]) -> list[str]:
 
 
 def _closest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    names = {other.lower(): other for other in known}
+    close = difflib.get_close_matches(name.lower(), names, n=1)
+    return f" (did you mean {names[close[0]]!r}?)" if close else ""
 
 
 def plain_sentence(error: BaseException) -> str:
-    """Reduce the parser's many lines to the one that says what is wrong, with the closest valid class name."""
-    text = str(error).strip()
-    if not isinstance(error, ArgumentError):
-        return text or type(error).__name__
-    lines = [line.strip(" -") for line in text.splitlines() if line.strip()]
-    wrong = re.search(r"(?:Import path|class_path|subclass)[^\n]*?['\"]?([A-Za-z_][\w.]*)['\"]?", text)
-    told = next((line for line in lines if "Unexpected import path" in line or "does not correspond" in line or "No module" in line), None)
-    names = [name for room in (algornn, *ROOMS.values()) for name in getattr(room, "__all__", ())]
-    given = re.findall(r"[\"']([A-Z]\w+)[\"']|class_path:? ?([A-Z]\w+)", text)
-    hint = next((_closest(a or b, names) for a, b in given if _closest(a or b, names) and (a or b) not in names), "")
-    return f"{told or lines[0]}{hint}" if wrong or told else f"{lines[0]}{hint}"
+    """Say what is wrong in one sentence; of the parser's many lines, the first that names the mistake."""
+    text = str(error).strip() or type(error).__name__
+    if not isinstance(error, ArgumentError) and not text.startswith("Does not validate"):
+        return text
+    key = ""
+    for line in (line.strip(" -") for line in text.splitlines()):
+        if found := re.match(r'Parser key "(.+?)"', line):
+            key = f"{found[1]}: "
+        elif found := re.search(r"Expected a dot import path string: (\S+)|Import path (\S+)", line):
+            name = found[1] or found[2]
+            known = [known for room, _ in ROOMS.values() for known in room.__all__]
+            return f"{key}no class is named {name!r}{_closest(name, known)}."
+        elif line and not _PARSER_NOISE.match(line):
+            line = re.sub(r"<class '([\w.]+)'>", r"\1", line.partition(". Got value: Namespace")[0])
+            return (
+                key + line + (" (--help lists all options)" if "unrecognized" in line or "not accepted" in line else "")
+            )
+    return text.splitlines()[0]
 
 
 def main(args: list[str] | None = None) -> int:
     """Run the command line; a user's mistake ends in one plain sentence and exit status 2."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
     try:
         run(list(sys.argv[1:] if args is None else args))
     except (ArgumentError, ValueError, TypeError, OSError, EOFError) as error:

@@ -79,21 +79,23 @@ def load(run_or_checkpoint: str | Path) -> L.LightningModule:
         FileNotFoundError: there is no checkpoint.
     """
     path = Path(run_or_checkpoint)
-    candidates = [path] if path.suffix == ".ckpt" else [path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
+    names = ("best.ckpt", "last.ckpt")
+    candidates = [path] if path.suffix == ".ckpt" else [path / "checkpoints" / name for name in names]
     found = [file for file in candidates if file.is_file()]
     if not found:
-        raise FileNotFoundError(f"No checkpoint at {' or '.join(map(str, candidates))}. Give a run folder or a .ckpt file.")
+        places = " or ".join(map(str, candidates))
+        raise FileNotFoundError(f"No checkpoint at {places}. Give a run folder or a .ckpt file.")
     return L.LightningModule.load_from_checkpoint(found[0], map_location="cpu").eval()
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write a checkpoint beside its place and move it there, so that a killed run leaves the old or the new one whole."""
+    """Write a checkpoint beside its place, then move it there: a killed run leaves the old one or the new one whole."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Save `checkpoint` at `path`."""
         partial = f"{path}.part"
         super().save_checkpoint(checkpoint, partial, storage_options)
-        os.replace(partial, path)
+        Path(partial).replace(path)
 
 
 class RandomState(L.Callback):
@@ -207,10 +209,11 @@ def provenance() -> dict[str, Any]:
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],
         cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
     )  # fmt: skip
+    packages = ("algornn", "torch", "lightning", "torchmetrics")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return {
         "commit": commit.stdout.strip() or None,
-        "versions": {name: version(name) for name in ("algornn", "torch", "lightning")} | {"python": platform.python_version()},
+        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
         "hardware": f"{gpu or _processor()}, {torch.get_num_threads()} thread(s)",
     }
 

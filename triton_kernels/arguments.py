@@ -1,4 +1,4 @@
-"""What every operator does with its arguments, written once: shapes, dtypes, masks, half precision, the choice of backend."""
+"""What every operator does with its arguments, once: shapes, dtypes, masks, half precision, the choice of backend."""
 
 from __future__ import annotations
 

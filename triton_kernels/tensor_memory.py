@@ -21,8 +21,8 @@ CHUNK = 32
 class TensorMemory:
     r"""What a story leaves in the memory: every write, from which any state can be read.
 
-    :math:`S_t = g_t S_0 + \sum_{s \le t} w_{ts} \sum_m p_{sm} u_{sm}^\top`, with the weights :math:`w, g` that decay and
-    clamp leave (all 1 without them).
+    :math:`S_t = g_t S_0 + \sum_{s \le t} w_{ts} \sum_m p_{sm} u_{sm}^\top`, with the weights :math:`w, g` that decay
+    and clamp leave (all 1 without them).
 
     Attributes:
         entity: write entities ``[B, T, M, E]``, zero at masked tokens.
@@ -84,7 +84,7 @@ class TensorMemory:
         return out
 
     def _rows(self, M: int, causal: bool) -> Tensor:
-        """The weights :math:`w_{ts}` once per written row: of every token ``[B, T, TM]``, or of the last ``[B, 1, TM]``."""
+        """The weights :math:`w_{ts}`, once per written row: of all tokens ``[B, T, TM]`` or the last ``[B, 1, TM]``."""
         weight = self._weight[0] if causal else self._weight[0][:, -1:]
         return weight.repeat_interleave(M, dim=-1)
 
@@ -190,10 +190,12 @@ def _check(write, values, erase, beta, decay, initial_state, mask, chunk) -> Non
     if isinstance(erase, (tuple, list)):
         check_tensor("erase[0]", erase[0], "B T M E", sizes, like=values)
         check_tensor("erase[1]", erase[1], "B T M R", sizes, like=values)
-    for name, tensor, dims in (("beta", beta, "B T M"), ("decay", decay, "B T"), ("initial_state", initial_state, "B E R V")):
+    for name, tensor, dims in (("beta", beta, "B T M"), ("decay", decay, "B T")):
         if tensor is not None:
-            # A carried state is float32 when the inputs are half precision.
-            check_tensor(name, tensor, dims, sizes, like=None if name == "initial_state" else values)
+            check_tensor(name, tensor, dims, sizes, like=values)
+    if initial_state is not None:
+        # Not in the dtype of the values: a carried state is float32 when the inputs are half precision.
+        check_tensor("initial_state", initial_state, "B E R V", sizes)
     check_mask(mask, sizes, like=values)
     if chunk is not None and chunk < 1:
         raise ValueError(f"`chunk` must be at least 1 token, got {chunk}. Leave it out to have it chosen.")
@@ -247,11 +249,13 @@ def _solve(write, v, erase, beta, weight, initial_state, chunk) -> Tensor:  # no
         stop = rows.stop
         gram = (qe[:, rows] @ pe[:, :stop].mT) * (qr[:, rows] @ pr[:, :stop].mT)
         if weight is not None:
-            gram = gram * weight[0][:, start : start + chunk, : stop // M].repeat_interleave(M, 1).repeat_interleave(M, 2)
+            block = weight[0][:, start : start + chunk, : stop // M]
+            gram = gram * block.repeat_interleave(M, 1).repeat_interleave(M, 2)
         rhs = v[:, start : start + chunk].flatten(1, 2)
         if initial_state is not None:
             first = _read_state(initial_state, qe[:, rows], qr[:, rows])
-            rhs = rhs - (first if weight is None else first * weight[1][:, start : start + chunk, None].repeat_interleave(M, 1))
+            left = None if weight is None else weight[1][:, start : start + chunk, None].repeat_interleave(M, 1)
+            rhs = rhs - (first if left is None else first * left)
         if solved:
             rhs = rhs - gram[:, :, :old] @ torch.cat(solved, 1)
         system = gram[:, :, old:].masked_fill(_not_before(stop // M - start, M, v.device), 0)
@@ -263,7 +267,7 @@ def _solve(write, v, erase, beta, weight, initial_state, chunk) -> Tensor:  # no
 
 
 def _not_before(tokens: int, M: int, device: torch.device) -> Tensor:
-    """[n, n] bool: True unless the column's token is before the row's; the writes of one token do not see each other."""
+    """[n, n] bool: True unless the column's token is before the row's; writes of one token do not see each other."""
     token = torch.arange(tokens, device=device).repeat_interleave(M)
     return token[:, None] <= token
 
@@ -280,11 +284,13 @@ def _decay_weights(decay: Tensor) -> Pair:
 def _clamped_scan(write, v, erase, beta, decay, initial_state, mask) -> tuple[Tensor, Pair]:  # noqa: ANN001
     r"""Run the clamp exactly without the state: :math:`\|S_t\|^2` obeys a scalar recursion.
 
-    :math:`\|S' + \sum_m p_m u_m^\top\|^2 = \|S'\|^2 + 2 \sum_m u_m \cdot S'^\top p_m + \sum_{mn} (p_m \cdot p_n)(u_m \cdot u_n)`.
+    .. math:: \|S' + \sum_m p_m u_m^\top\|^2 = \|S'\|^2 + 2 \sum_m u_m \cdot S'^\top p_m
+        + \sum_{mn} (p_m \cdot p_n)(u_m \cdot u_n)
     """
     B, T, M, V = v.shape
     to_write = _gram_rows(write, write, T, M)
-    to_erase = to_write if erase is None or (erase[0] is write[0] and erase[1] is write[1]) else _gram_rows(erase, write, T, M)
+    same_keys = erase is None or (erase[0] is write[0] and erase[1] is write[1])
+    to_erase = to_write if same_keys else _gram_rows(erase, write, T, M)
     zero = v.new_zeros(B, T, M, V)
     first_p = zero if initial_state is None else _read_state(initial_state, *write)
     first_q = first_p if to_erase is to_write else zero if initial_state is None else _read_state(initial_state, *erase)
@@ -320,7 +326,7 @@ def _gram_rows(left: Pair, right: Pair, T: int, M: int) -> Tensor:
 
 
 def _read_state(state: Tensor, e: Tensor, r: Tensor) -> Tensor:
-    r"""Read :math:`S^\top (e \otimes r)` of an explicit state ``[B, E, R, V]`` for e ``[B, ..., E]``, r ``[B, ..., R]``."""
+    r"""Read :math:`S^\top (e \otimes r)` of a state ``[B, E, R, V]`` for e ``[B, ..., E]``, r ``[B, ..., R]``."""
     lead = e.shape[1:-1]
     e, r = e.reshape(e.shape[0], -1, e.shape[-1]), r.reshape(r.shape[0], -1, r.shape[-1])
     by_entity = (e @ state.flatten(2)).unflatten(2, state.shape[2:])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class TFNadam(torch.optim.Optimizer):
-    r"""Adam with Nesterov momentum as in ``tf.contrib.opt.NadamOptimizer``; not `torch.optim.NAdam`: no momentum schedule.
+    r"""Adam with Nesterov momentum and, unlike `torch.optim.NAdam`, no momentum schedule.
 
     .. math::
         m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \quad
@@ -25,14 +25,15 @@ class TFNadam(torch.optim.Optimizer):
     Raises:
         ValueError: lr or eps is negative, or a beta lies outside [0, 1).
 
-    Source: TensorFlow 1.x, kernel ``ApplyAdam`` with ``use_nesterov``.
+    Source: ``tf.contrib.opt.NadamOptimizer``, that is TensorFlow 1.x's kernel ``ApplyAdam`` with ``use_nesterov``.
     """
 
     def __init__(
         self, params: Iterable[Tensor], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
     ) -> None:
         if lr < 0 or eps < 0 or not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"TFNadam needs lr >= 0, eps >= 0 and betas in [0, 1), got lr={lr}, eps={eps}, betas={betas}.")
+            came = f"lr={lr}, eps={eps}, betas={betas}"
+            raise ValueError(f"TFNadam needs lr >= 0, eps >= 0 and betas in [0, 1), got {came}.")
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps})
 
     @torch.no_grad()

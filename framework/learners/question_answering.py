@@ -23,8 +23,8 @@ class QuestionAnswering(L.LightningModule):
         warmup_steps: optimizer steps at the start with a reduced learning rate.
         warmup_factor: the factor of the learning rate during these steps.
         cooldown_steps: optimizer steps at the end over which the learning rate falls linearly to 0.
-        length_groups: shares of a batch, from its shortest stories to its longest, that are computed apart, each padded
-            to its own longest story; the gradient is that of the whole batch, the time less. ``(0.75, 0.25)`` suits bAbI.
+        length_groups: shares of a batch, from its shortest stories to its longest, that are computed apart, each
+            padded to its own longest story: the gradient of the whole batch in less time. ``(0.75, 0.25)`` suits bAbI.
 
     Batches are `algornn.datamodules.StoryBatch` or any named tuple with the same fields.
     """
@@ -60,8 +60,8 @@ class QuestionAnswering(L.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of a batch, computed by groups of similar story length."""
         parts = list(_by_length(batch, self.length_groups))
-        loss = sum((self.loss(self.model, part) * len(part.answer) for part in parts), torch.zeros((), device=self.device))
-        loss = loss / len(batch.answer)
+        losses = [self.loss(self.model, part) * len(part.answer) for part in parts]
+        loss = torch.stack(losses).sum() / len(batch.answer)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
@@ -81,14 +81,13 @@ class QuestionAnswering(L.LightningModule):
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:  # noqa: ANN001
         """Clip as the trainer says; a gradient that is not finite becomes 0 instead of destroying every weight.
 
-        Unnormalised keys make the memory expand now and then (the released code restarts its training on NaN).
+        Unnormalised keys make the memory expand now and then (the released code restarts its training on NaN). Clipping
+        by the norm has made every entry NaN or 0 by then, so this skips the whole step.
         """
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        grads = [p.grad for p in self.parameters() if p.grad is not None]
-        finite = torch.stack([g.sum() for g in grads]).sum().isfinite()
-        for g in grads:
-            g.copy_(torch.where(finite, g, torch.zeros_like(g)))
-        self.log("train/step_skipped", 1.0 - finite.float(), on_step=False, on_epoch=True, reduce_fx="sum")
+        for p in self.parameters():
+            if p.grad is not None:
+                p.grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
     # Validation and test: one ExampleScores per loader.
 
@@ -104,8 +103,9 @@ class QuestionAnswering(L.LightningModule):
         self._start_scores(list(named), list(named.values()))
 
     def _start_scores(self, names: list[str], loaders: list[Any]) -> None:
-        scores = {n: ExampleScores(len(x.dataset), getattr(x.dataset, "groups", ())) for n, x in zip(names, loaders, strict=True)}
-        self.scores = nn.ModuleDict(scores).to(self.device)
+        datasets = [loader.dataset for loader in loaders]
+        scores = [ExampleScores(len(dataset), getattr(dataset, "groups", ())) for dataset in datasets]
+        self.scores = nn.ModuleDict(dict(zip(names, scores, strict=True))).to(self.device)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score a batch of the current loader."""
@@ -132,8 +132,8 @@ class QuestionAnswering(L.LightningModule):
         """Log the scores of every test set and keep them in `results`."""
         for name, metric in self.scores.items():
             values = {key: float(value) for key, value in metric.compute().items()}
-            self.log_dict({f"test/{name}/{key}": value for key, value in values.items() if not key.endswith("examples")})
             self.results[name] = _nested(values)
+            self.log_dict({f"test/{name}/{key}": x for key, x in values.items() if not key.endswith("examples")})
         self.scores = nn.ModuleDict()
 
 

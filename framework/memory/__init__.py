@@ -1,5 +1,5 @@
 """Memories: modules that own fast weights, one file per family."""
 
-from algornn.memory.tensor_product import FastWeightTrace, TensorProductMemory
+from algornn.memory.tensor_product import Associations, MLPHeads, TensorProductMemory
 
-__all__ = ["FastWeightTrace", "TensorProductMemory"]
+__all__ = ["Associations", "MLPHeads", "TensorProductMemory"]

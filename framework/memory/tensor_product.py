@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from algornn.triton_kernels import TensorMemory, tensor_memory
 
 
-class FastWeightTrace(NamedTuple):
+class Associations(NamedTuple):
     """The associations that a memory was asked to store, and the state that holds them.
 
     Attributes:
@@ -63,8 +63,8 @@ class TensorProductMemory(nn.Module):
     With :math:`e_1, e_2, r_1, r_2, r_3` from heads on the token and :math:`S(e, r) = S^\top (e \otimes r)`:
 
     .. math::
-        S \leftarrow S + e_1 \otimes r_1 \otimes (e_2 - S(e_1, r_1)) + e_1 \otimes r_2 \otimes (S(e_1, r_1) - S(e_1, r_2))
-            + e_2 \otimes r_3 \otimes (e_1 - S(e_2, r_3))
+        S \leftarrow S + e_1 \otimes r_1 \otimes (e_2 - S(e_1, r_1))
+            + e_1 \otimes r_2 \otimes (S(e_1, r_1) - S(e_1, r_2)) + e_2 \otimes r_3 \otimes (e_1 - S(e_2, r_3))
 
     all three at once (write, move, backlink). A query gives :math:`n, l_1, l_2, l_3` and
     :math:`i_1 = N_1(S(n, l_1)), i_2 = N_2(S(i_1, l_2)), i_3 = N_3(S(i_2, l_3))`, answer :math:`i_1 + i_2 + i_3`, where
@@ -82,7 +82,12 @@ class TensorProductMemory(nn.Module):
     """
 
     def __init__(
-        self, input_size: int, entity_size: int = 90, role_size: int = 20, hidden_size: int = 40, unused_query_head: bool = False
+        self,
+        input_size: int,
+        entity_size: int = 90,
+        role_size: int = 20,
+        hidden_size: int = 40,
+        unused_query_head: bool = False,
     ) -> None:
         super().__init__()
         entity, role = entity_size, role_size
@@ -110,7 +115,7 @@ class TensorProductMemory(nn.Module):
         )
 
     def read(self, memory: TensorMemory, query: Tensor, causal: bool = False) -> Tensor:
-        """Answer queries ``[B, D]``, ``[B, N, D]`` or, with `causal`, ``[B, T, D]`` by three chained reads -> ``[..., E]``."""
+        """Answer queries ``[B, D]``, ``[B, N, D]`` or, with `causal`, ``[B, T, D]`` by three reads: ``[..., E]``."""
         n, *roles = self.read_heads(query)
         answer = torch.zeros_like(n)
         for hop, role in enumerate(roles):
@@ -133,11 +138,11 @@ class TensorProductMemory(nn.Module):
         y = self.read(memory, x, causal=True)
         return (y if mask is None else y.masked_fill(~mask[..., None], 0)), memory.state
 
-    def fast_weights(self, x: Tensor, state: Tensor | None = None, mask: Tensor | None = None) -> FastWeightTrace:
-        """Return what was written: per token the pairs (e1 r1 -> e2) and (e2 r3 -> e1); the move has no value of its own."""
+    def fast_weights(self, x: Tensor, state: Tensor | None = None, mask: Tensor | None = None) -> Associations:
+        """Return what was written: per token e1 r1 -> e2 and e2 r3 -> e1; the move has no value of its own."""
         heads = self.write_heads(x)
         memory = self._write(heads, state, mask)
         e1, e2, r1, _, r3 = heads if mask is None else [h.masked_fill(~mask[..., None], 0) for h in heads]
         keys = torch.stack([e1[..., None] * r1[..., None, :], e2[..., None] * r3[..., None, :]], dim=2).flatten(3)
         keys, values = keys.flatten(1, 2), torch.stack([e2, e1], dim=2).flatten(1, 2)
-        return FastWeightTrace(keys, values, torch.ones_like(keys[..., 0]), memory.state.flatten(1, 2))
+        return Associations(keys, values, torch.ones_like(keys[..., 0]), memory.state.flatten(1, 2))

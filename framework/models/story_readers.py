@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from algornn.memory import FastWeightTrace, TensorProductMemory
+from algornn.memory import Associations, TensorProductMemory
 
 
 class SentenceEncoder(nn.Module):
-    r"""A sentence as a sum of its words with trained position weights: :math:`x = \sum_w E_{\mathrm{word}_w} \odot P_w / W`.
+    r"""A sentence as the sum of its words, with trained position weights: :math:`x = \sum_w E[word_w] \odot P_w / W`.
 
     The padding word (id 0) has an ordinary embedding and is summed in, as in the original.
 
@@ -88,7 +88,7 @@ class TPRRNN(nn.Module):
         memory = self.memory.write(self.encoder(story), mask=mask)
         return self.output(self.memory.read(memory, self.encoder(query)))
 
-    def fast_weights(self, story: Tensor, query: Tensor, mask: Tensor | None = None) -> FastWeightTrace:
+    def fast_weights(self, story: Tensor, query: Tensor, mask: Tensor | None = None) -> Associations:
         """What the story wrote, for probes; see `TensorProductMemory.fast_weights`."""
         return self.memory.fast_weights(self.encoder(story), mask=mask)
 

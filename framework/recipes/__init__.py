@@ -27,7 +27,7 @@ def path(name: str) -> str:
         return str(FOLDER / f"{name}.yaml")
     close = difflib.get_close_matches(name, names(), n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"recipes: {', '.join(names())}."
-    raise FileNotFoundError(f"No configuration file and no recipe named {name!r}; {hint} `algornn list recipes` shows all.")
+    raise FileNotFoundError(f"No file and no recipe named {name!r}; {hint} `algornn list recipes` shows all.")
 
 
 def about(name: str) -> str:
