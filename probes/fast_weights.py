@@ -90,9 +90,10 @@ class FastWeightProbe(Probe):
         trace = self._trace(subject, batch)
         keys, values, written = _compact(trace)
         ages = {"age": (written.sum(1, keepdim=True) - 1 - torch.arange(keys.shape[1], device=keys.device))[written]}
-        recall = recall_of(keys, values, trace.state.double(), written, generator)
+        state = trace.state.double()
+        recall = recall_of(keys, values, state, written, generator)
         strength = {"write_strength": trace.beta.double()[trace.keys.ne(0).any(-1)]}
-        return {**recall, **spectrum_of(trace.state), **interference_of(keys, written), **strength, **ages}
+        return {**recall, **spectrum_of(state), **interference_of(keys, written), **strength, **ages}
 
     def _trace(self, subject: Subject, batch: Any) -> FastWeightTrace:
         """Let the loss drive the model, catch the owner's arguments, and ask it for its trace."""
