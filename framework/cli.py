@@ -16,6 +16,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -59,7 +60,7 @@ class SaveConfig(SaveConfigCallback):
         if stage == "fit":
             run = Path(trainer.default_root_dir)
             run.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, str(run / "config.yaml"), skip_none=False, overwrite=True)
+            self.parser.save(self.config, str(run / "config.yaml"), overwrite=True)
 
 
 class AlgornnCLI(LightningCLI):
@@ -99,8 +100,7 @@ class AlgornnCLI(LightningCLI):
             }
         )
         parser.add_argument("--resume_every_n_steps", type=int, default=500, help="Steps between writes of last.ckpt.")
-        for size in ("vocab_size", "sentence_length"):
-            parser.link_arguments(f"data.{size}", f"model.init_args.model.init_args.{size}", apply_on="instantiate")
+        _link_sizes(parser)
 
     def _parse_ckpt_path(self) -> None:
         """Take the configuration as written; Lightning would overlay it with the checkpoint's."""
@@ -176,6 +176,22 @@ class AlgornnCLI(LightningCLI):
         file = Path(self.trainer.default_root_dir, "metrics.json")
         if self.trainer.is_global_zero and file.is_file():
             print(result_table([file.parent]), flush=True)
+
+
+def _link_sizes(parser: LightningArgumentParser) -> None:
+    """Let the model take from the data what it must know of them; skipped where it has no such argument."""
+    for size in ("vocab_size", "sentence_length"):
+        parser.link_arguments(f"data.{size}", f"model.init_args.model.init_args.{size}", apply_on="instantiate")
+
+
+def build_learner(config: Path) -> L.LightningModule:
+    """Build the learner of a saved configuration, untrained."""
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_lightning_class_args(L.LightningDataModule, "data", subclass_mode=True)
+    parser.add_lightning_class_args(L.LightningModule, "model", subclass_mode=True)
+    _link_sizes(parser)
+    saved = yaml.safe_load(config.read_text())
+    return parser.instantiate_classes(parser.parse_object({key: saved[key] for key in ("data", "model")})).model
 
 
 def _check_run_folder(run: Path, command: str, ckpt_path: str | None) -> None:
@@ -297,6 +313,7 @@ def main(args: list[str] | None = None) -> int:
     """Run the command line; a user's mistake ends in one plain sentence and exit status 2."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
     try:
         run(list(sys.argv[1:] if args is None else args))
     except (ArgumentError, ValueError, TypeError, OSError, EOFError) as error:

@@ -70,13 +70,15 @@ def new_run_folder(name: str, seed: int) -> Path:
 
 
 def load(run_or_checkpoint: str | Path) -> L.LightningModule:
-    """Return the trained learner of a run folder (its best checkpoint, else its last) or of a checkpoint file.
+    """Return the trained learner of a run folder (its best checkpoint, else its last) or of a checkpoint inside one.
+
+    Its network is the learner's ``model``. Nothing is read but the configuration and the weights.
 
     Args:
-        run_or_checkpoint: a run folder or a ``.ckpt`` file. Its network is the learner's ``model``.
+        run_or_checkpoint: a run folder, or a ``.ckpt`` file in the ``checkpoints`` of one.
 
     Raises:
-        FileNotFoundError: there is no checkpoint.
+        FileNotFoundError: there is no checkpoint or no configuration.
     """
     path = Path(run_or_checkpoint)
     names = ("best.ckpt", "last.ckpt")
@@ -85,7 +87,17 @@ def load(run_or_checkpoint: str | Path) -> L.LightningModule:
     if not found:
         places = " or ".join(map(str, candidates))
         raise FileNotFoundError(f"No checkpoint at {places}. Give a run folder or a .ckpt file.")
-    return L.LightningModule.load_from_checkpoint(found[0], map_location="cpu").eval()
+    config = found[0].parent.parent / "config.yaml"
+    if not config.is_file():
+        raise FileNotFoundError(
+            f"No configuration at {config}. For a checkpoint of your own script, build the learner "
+            "and call its load_state_dict with the checkpoint's 'state_dict'."
+        )
+    from algornn.cli import build_learner
+
+    learner = build_learner(config)
+    learner.load_state_dict(torch.load(found[0], map_location="cpu", weights_only=True)["state_dict"])
+    return learner.eval()
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -39,7 +39,6 @@ class QuestionAnswering(L.LightningModule):
         length_groups: tuple[float, ...] = (1.0,),
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["model", "optimizer"], logger=False)
         if abs(sum(length_groups) - 1) > 1e-6 or min(length_groups) <= 0:
             raise ValueError(f"`length_groups` must be positive shares that sum to 1, got {length_groups}.")
         self.model = model
@@ -62,7 +61,7 @@ class QuestionAnswering(L.LightningModule):
         parts = list(_by_length(batch, self.length_groups))
         losses = [self.loss(self.model, part) * len(part.answer) for part in parts]
         loss = torch.stack(losses).sum() / len(batch.answer)
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
     def configure_optimizers(self) -> dict[str, Any]:

@@ -99,10 +99,10 @@ class LSTMReader(nn.Module):
     Args:
         vocab_size: number of words V, padding (id 0) included.
         sentence_length: words per sentence and question, W.
-        hidden_size: units of the LSTM; 93 gives the size of `TPRRNN` on all tasks of bAbI.
+        hidden_size: units of the LSTM; 79 gives the size of `TPRRNN` on all tasks of bAbI (130,490 against 131,095).
     """
 
-    def __init__(self, vocab_size: int, sentence_length: int, hidden_size: int = 93) -> None:
+    def __init__(self, vocab_size: int, sentence_length: int, hidden_size: int = 79) -> None:
         super().__init__()
         self.encoder = SentenceEncoder(vocab_size, sentence_length)
         self.lstm = nn.LSTM(vocab_size, hidden_size, batch_first=True)

@@ -1,0 +1,96 @@
+"""`algornn reproduce RECIPE --seeds N`: a recipe over seeds -> a results file, published against measured."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from algornn import recipes
+from algornn.report import result_table
+
+
+def main(args: list[str]) -> None:
+    """Train a recipe once per seed, or take finished runs, and append what was measured to its results file.
+
+    A seed's run lies in ``runs/<recipe>/seed=<seed>``: a finished one is not trained again, an interrupted one goes on.
+
+    Args:
+        args: the command line's arguments.
+
+    Raises:
+        FileNotFoundError: there is no such recipe or run.
+        ValueError: a given run is of another recipe, or not finished.
+        RuntimeError: a training run failed.
+    """
+    parser = argparse.ArgumentParser(prog="algornn reproduce", description=__doc__, exit_on_error=False)
+    parser.add_argument("recipe", help="a packaged recipe's name or a YAML file")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds; they are 1, 2, ..., N")
+    parser.add_argument(
+        "--runs", type=Path, nargs="+", metavar="RUN", help="finished runs to record instead of training"
+    )
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the results files")
+    asked, overrides = parser.parse_known_args(args)
+    config = recipes.path(asked.recipe)
+    name = Path(config).stem
+    runs = asked.runs or [train(config, name, seed, overrides) for seed in range(1, asked.seeds + 1)]
+    file = record(name, config, runs, asked.results)
+    print(f"{result_table(runs)}\n\nresults file: {file}")
+
+
+def train(config: str, name: str, seed: int, overrides: list[str]) -> Path:
+    """Run ``algornn fit`` for one seed in a process of its own and return its run folder."""
+    run = Path("runs", name, f"seed={seed}")
+    if (run / "metrics.json").is_file():
+        print(f"seed {seed}: already finished in {run}", flush=True)
+        return run
+    command = [sys.executable, "-m", "algornn.cli", "fit", "--config", config, "--run_dir", str(run)]
+    command += ["--seed_everything", str(seed), "--data.seed", str(seed), *overrides]
+    if (run / "checkpoints" / "last.ckpt").is_file():
+        print(f"seed {seed}: going on from {run / 'checkpoints' / 'last.ckpt'}", flush=True)
+        command += ["--ckpt_path", "last"]
+    if subprocess.run(command, check=False).returncode or not (run / "metrics.json").is_file():
+        raise RuntimeError(
+            f"Seed {seed} of {name} did not finish; its message is above. The same command goes on with it."
+        )
+    return run
+
+
+def record(name: str, config: str, runs: list[Path], folder: Path) -> Path:
+    """Append the metrics of `runs` to ``<folder>/<name>.json`` and return that file; what it holds stays as it is."""
+    settings = yaml.safe_load(Path(config).read_text())
+    file = folder / f"{name}.json"
+    results: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {"runs": []}
+    results = {"recipe": settings.get("recipe", {"name": name})} | {"runs": results["runs"]}
+    for run in runs:
+        metrics = finished(run, name)
+        if metrics not in results["runs"]:
+            results["runs"].append(metrics)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".part")
+    partial.write_text(json.dumps(results, indent=1) + "\n")
+    partial.replace(file)
+    return file
+
+
+def finished(run: Path, name: str) -> dict[str, Any]:
+    """Return the metrics of a finished run of the recipe `name`.
+
+    Raises:
+        FileNotFoundError: the run has no ``metrics.json``.
+        ValueError: the run is of another recipe.
+    """
+    file = run / "metrics.json"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{run} holds no metrics.json: the run is not finished. Go on with it by --ckpt_path last."
+        )
+    metrics = json.loads(file.read_text())
+    if metrics["recipe"] != name:
+        raise ValueError(f"{run} is a run of {metrics['recipe']!r}, not of {name!r}. Give runs of one recipe.")
+    return metrics
