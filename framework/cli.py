@@ -26,7 +26,7 @@ import algornn
 import algornn.datamodules
 import algornn.probes
 from algornn import recipes
-from algornn.run import AtomicCheckpointIO, RandomState, Recipe, RunRecord, new_run_folder
+from algornn.run import AtomicCheckpointIO, LastCheckpoint, RandomState, Recipe, RunRecord, new_run_folder
 
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 ROOMS: dict[str, tuple[ModuleType, type]] = {
@@ -60,7 +60,10 @@ class SaveConfig(SaveConfigCallback):
         if stage == "fit":
             run = Path(trainer.default_root_dir)
             run.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, str(run / "config.yaml"), overwrite=True)
+            # Without what belongs to this start alone; a configuration in a run folder stands for that folder.
+            config = self.config.clone()
+            config.run_dir = config.ckpt_path = None
+            self.parser.save(config, str(run / "config.yaml"), overwrite=True)
 
 
 class AlgornnCLI(LightningCLI):
@@ -110,7 +113,8 @@ class AlgornnCLI(LightningCLI):
         config = self.config[self.subcommand]
         files = [Path(str(path)) for path in config.get("config") or []]
         config.recipe.name = config.recipe.name or (files[0].stem if files else "run")
-        run = Path(config.run_dir) if config.run_dir else new_run_folder(config.recipe.name, config.seed_everything)
+        own = next((file.parent for file in files if file.name == "config.yaml"), None)
+        run = Path(config.run_dir or own or new_run_folder(config.recipe.name, config.seed_everything))
         config.run_dir = str(run)
         if config.get("ckpt_path") in ("last", "best"):
             config.ckpt_path = str(run / "checkpoints" / f"{config.ckpt_path}.ckpt")
@@ -121,16 +125,16 @@ class AlgornnCLI(LightningCLI):
         """Build the trainer with the run folder's loggers and callbacks."""
         config = self.config[self.subcommand]
         run, trainer = Path(config.run_dir), self._get(self.config_init, "trainer")
-        resume = ModelCheckpoint(
-            dirpath=config.checkpoint.dirpath, filename="last", every_n_train_steps=config.resume_every_n_steps,
-            save_on_train_epoch_end=False, enable_version_counter=False,
-        )  # fmt: skip
+        last = LastCheckpoint(Path(config.checkpoint.dirpath, "last.ckpt"), config.resume_every_n_steps)
         record = RunRecord(self._get(self.config_init, "recipe"), config.seed_everything, self.command)
         kwargs["default_root_dir"] = str(run)
         if trainer.logger in (None, True):
-            kwargs["logger"] = [CSVLogger(run, name="logs"), TensorBoardLogger(run, name="tensorboard", version="")]
+            kwargs["logger"] = [
+                CSVLogger(run, name="logs", flush_logs_every_n_steps=1),
+                TensorBoardLogger(run, name="tensorboard", version=""),
+            ]
         kwargs["plugins"] = [*_as_list(trainer.plugins), AtomicCheckpointIO()]
-        self.trainer_defaults["callbacks"] = [resume, RandomState(), record]
+        self.trainer_defaults["callbacks"] = [last, RandomState(), record]
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:

@@ -18,6 +18,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
 
 
 @dataclass
@@ -108,6 +109,50 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         partial = f"{path}.part"
         super().save_checkpoint(checkpoint, partial, storage_options)
         Path(partial).replace(path)
+
+
+class LastCheckpoint(Checkpoint):
+    """Write ``last.ckpt`` every few steps and after every validation, for a run that is killed to go on from.
+
+    Being a `Checkpoint`, it is called after all other callbacks, so the file holds what they know by then; and a
+    resumed run misses no validation, which one written before the validation of its step would.
+
+    Args:
+        path: the file.
+        every_n_steps: optimizer steps between two writes.
+    """
+
+    def __init__(self, path: str | Path, every_n_steps: int) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"`resume_every_n_steps` must be at least 1, got {every_n_steps}.")
+        self.path, self.every_n_steps = path, every_n_steps
+        self._saved = 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Save after every n-th optimizer step, or leave it to the validation that follows."""
+        due = trainer.global_step % self.every_n_steps == 0 and trainer.global_step > self._saved
+        if due and not _validation_follows(trainer):
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save after a validation during training."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the end of training."""
+        self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        if not trainer.fast_dev_run:
+            self._saved = trainer.global_step
+            trainer.save_checkpoint(self.path)
+
+
+def _validation_follows(trainer: L.Trainer) -> bool:
+    loop = trainer.fit_loop.epoch_loop
+    done = 1 + (loop.total_batch_idx if trainer.check_val_every_n_epoch is None else loop.batch_idx)
+    return trainer.enable_validation and done % trainer.val_check_batch == 0
 
 
 class RandomState(L.Callback):

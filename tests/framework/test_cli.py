@@ -29,7 +29,7 @@ def test_a_run_folder_holds_config_logs_checkpoints_and_metrics(run):
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["init_args"]["model"]["class_path"] == "algornn.TPRRNN"
     assert config["trainer"]["max_steps"] == 60
-    assert {f.name for f in (run / "checkpoints").iterdir()} == {"best.ckpt"}
+    assert {f.name for f in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert list((run / "tensorboard").glob("events*"))
     assert sorted(curve(run, "train/loss")) == list(range(60))
     assert sorted(curve(run, "val/sequence_accuracy")) == [19, 39, 59]
