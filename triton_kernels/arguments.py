@@ -11,7 +11,14 @@ from torch import Tensor
 Backends = Sequence[str]
 
 
-def check_tensor(name: str, tensor: Tensor, dims: str, sizes: dict[str, int], like: Tensor | None = None) -> None:
+def check_tensor(
+    name: str,
+    tensor: Tensor,
+    dims: str,
+    sizes: dict[str, int],
+    like: Tensor | None = None,
+    dtypes: tuple[torch.dtype, ...] = (),
+) -> None:
     """Raise unless `tensor` has the named `dims`; a dimension seen for the first time is added to `sizes`.
 
     Args:
@@ -19,10 +26,12 @@ def check_tensor(name: str, tensor: Tensor, dims: str, sizes: dict[str, int], li
         tensor: the value that came.
         dims: space separated dimension names, such as ``"B T M V"``.
         sizes: the sizes known so far; updated in place.
-        like: a tensor that `tensor` must agree with in dtype and device.
+        like: a tensor that `tensor` must agree with in device and dtype; under autocast, which leaves some results in
+            half precision and others not, in the device alone.
+        dtypes: dtypes that are right besides that of `like`.
 
     Raises:
-        TypeError: `tensor` is no floating-point tensor, or its dtype differs from that of `like`.
+        TypeError: `tensor` is no floating-point tensor, or its dtype is a wrong one.
         ValueError: a wrong shape or device.
     """
     if not isinstance(tensor, Tensor):
@@ -34,10 +43,14 @@ def check_tensor(name: str, tensor: Tensor, dims: str, sizes: dict[str, int], li
     sizes.update(zip(names, tensor.shape, strict=True))
     if not tensor.is_floating_point():
         raise TypeError(f"`{name}` must be a floating-point tensor, got {tensor.dtype}. Convert it with .float().")
-    if like is not None and tensor.dtype != like.dtype:
-        raise TypeError(f"`{name}` must have the dtype {like.dtype} of the other arguments, got {tensor.dtype}.")
-    if like is not None and tensor.device != like.device:
+    if like is None:
+        return
+    if tensor.device != like.device:
         raise ValueError(f"`{name}` must be on {like.device} like the other arguments, got {tensor.device}.")
+    right = tuple(dict.fromkeys((like.dtype, *dtypes)))
+    if tensor.dtype not in right and not torch.is_autocast_enabled(like.device.type):
+        wanted = " or ".join(map(str, right))
+        raise TypeError(f"`{name}` must have the dtype {wanted} like the other arguments, got {tensor.dtype}.")
 
 
 def check_mask(mask: Tensor | None, sizes: dict[str, int], like: Tensor) -> None:

@@ -59,12 +59,13 @@ class TensorMemory:
         B, T, _, E = self.entity.shape
         sizes = {"B": B, "E": E, "R": self.role.shape[-1]} | ({"T": T} if causal else {})
         lead = "B" if single else "B T" if causal else "B N"
-        check_tensor("e", e, f"{lead} E", sizes)
-        check_tensor("r", r, f"{lead} R", sizes, like=e)
+        check_tensor("e", e, f"{lead} E", sizes, like=self.entity, dtypes=(self._dtype,))
+        check_tensor("r", r, f"{lead} R", sizes, like=self.entity, dtypes=(self._dtype,))
         e, r = (x.to(self.entity.dtype) for x in ((e[:, None], r[:, None]) if single else (e, r)))
         if causal:
             e, r = keep_valid(e, self._mask), keep_valid(r, self._mask)
-        out = self._read(e, r, causal)
+        with torch.autocast(e.device.type, enabled=False):
+            out = self._read(e, r, causal)
         return (out[:, 0] if single else out).to(self._dtype)
 
     def _read(self, e: Tensor, r: Tensor, causal: bool) -> Tensor:
@@ -91,14 +92,18 @@ class TensorMemory:
     @property
     def state(self) -> Tensor:
         """The final state ``[B, E, R, V]`` (float32 for half-precision inputs), built on demand."""
+        with torch.autocast(self.entity.device.type, enabled=False):
+            return self._state()
+
+    def _state(self) -> Tensor:
         entity, role, update = (x.flatten(1, 2) for x in (self.entity, self.role, self.update))
-        if self._weight is not None and entity.shape[1]:
+        if self._weight is not None:
             entity = entity * self._rows(self.entity.shape[2], causal=False).mT
         bound = (role[..., None] * update[:, :, None]).flatten(2)
         state = (entity.mT @ bound).unflatten(2, (role.shape[-1], update.shape[-1]))
         if self._initial_state is None:
             return state
-        if self._weight is None or not self._weight[1].shape[1]:
+        if self._weight is None:
             return state + self._initial_state
         return state + self._initial_state * self._weight[1][:, -1, None, None, None]
 
@@ -113,8 +118,7 @@ class _StateTrace(TensorMemory):
             return torch.einsum("bterv,bte,btr->btv", self.states[:, 1:], e, r)
         return _read_state(self.states[:, -1], e, r)
 
-    @property
-    def state(self) -> Tensor:
+    def _state(self) -> Tensor:
         return self.states[:, -1]
 
 
@@ -167,7 +171,7 @@ def tensor_memory(
     with torch.autocast(values.device.type, enabled=False):
         to = accumulation_dtype(values)
         e, r, v = (keep_valid(x.to(to), mask) for x in (*write, values))
-        if isinstance(erase, tuple):
+        if isinstance(erase, (tuple, list)):
             # A role that differs with the same entity (TPR-RNN) shares the masked entity, and so its Gram matrix.
             eq = e if erase[0] is write[0] else keep_valid(erase[0].to(to), mask)
             erase = (eq, keep_valid(erase[1].to(to), mask))
@@ -181,7 +185,8 @@ def tensor_memory(
 
 def _check(write, values, erase, beta, decay, initial_state, mask, chunk) -> None:  # noqa: ANN001
     for name, pair in (("write", write), ("erase", erase)):
-        if pair is not None and pair is not False and not (isinstance(pair, (tuple, list)) and len(pair) == 2):
+        optional = name == "erase" and (pair is None or pair is False)
+        if not optional and not (isinstance(pair, (tuple, list)) and len(pair) == 2):
             raise TypeError(f"`{name}` must be a pair (entities, roles) of tensors, got {type(pair).__name__}.")
     sizes: dict[str, int] = {}
     check_tensor("write[0]", write[0], "B T M E", sizes)
@@ -194,9 +199,11 @@ def _check(write, values, erase, beta, decay, initial_state, mask, chunk) -> Non
         if tensor is not None:
             check_tensor(name, tensor, dims, sizes, like=values)
     if initial_state is not None:
-        # Not in the dtype of the values: a carried state is float32 when the inputs are half precision.
-        check_tensor("initial_state", initial_state, "B E R V", sizes)
+        # A carried state is float32 when the inputs are half precision.
+        check_tensor("initial_state", initial_state, "B E R V", sizes, values, (accumulation_dtype(values),))
     check_mask(mask, sizes, like=values)
+    if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool)):
+        raise TypeError(f"`chunk` must be a whole number of tokens, got {chunk!r}. Leave it out to have it chosen.")
     if chunk is not None and chunk < 1:
         raise ValueError(f"`chunk` must be at least 1 token, got {chunk}. Leave it out to have it chosen.")
 
@@ -227,12 +234,14 @@ def _loop(write, v, erase, beta, decay, clamp, initial_state, mask, chunk, dtype
 def _gram(write, v, erase, beta, decay, clamp, initial_state, mask, chunk, dtype) -> TensorMemory:  # noqa: ANN001
     """The Gram form: all updates from one unit-lower-triangular system (by blocks of tokens for long sequences)."""
     T, M = v.shape[1:3]
+    if not T:
+        return TensorMemory(*write, v, None, initial_state, mask, dtype)
     if clamp:
         u, weight = _clamped_scan(write, v, erase, beta, decay, initial_state, mask)
     else:
         weight = None if decay is None else _decay_weights(decay)
         u = v if beta is None else v * beta[..., None]
-        if erase is not None and T:
+        if erase is not None:
             chunk = chunk or (T if T * M <= ROWS_PER_SOLVE else CHUNK)
             u = _solve(write, v, erase, beta, weight, initial_state, chunk)
     return TensorMemory(*write, u, weight, initial_state, mask, dtype)
@@ -315,8 +324,7 @@ def _clamped_scan(write, v, erase, beta, decay, initial_state, mask) -> tuple[Te
         updates = torch.cat([updates, u], 1)
         weights.append(torch.nn.functional.pad(w, (0, T - 1 - t)))
         firsts.append(g)
-    stacked = (torch.stack(weights, 1), torch.stack(firsts, 1)) if T else (v.new_zeros(B, 0, 0), v.new_zeros(B, 0))
-    return updates.unflatten(1, (T, M)), stacked
+    return updates.unflatten(1, (T, M)), (torch.stack(weights, 1), torch.stack(firsts, 1))
 
 
 def _gram_rows(left: Pair, right: Pair, T: int, M: int) -> Tensor:
@@ -328,6 +336,6 @@ def _gram_rows(left: Pair, right: Pair, T: int, M: int) -> Tensor:
 def _read_state(state: Tensor, e: Tensor, r: Tensor) -> Tensor:
     r"""Read :math:`S^\top (e \otimes r)` of a state ``[B, E, R, V]`` for e ``[B, ..., E]``, r ``[B, ..., R]``."""
     lead = e.shape[1:-1]
-    e, r = e.reshape(e.shape[0], -1, e.shape[-1]), r.reshape(r.shape[0], -1, r.shape[-1])
+    e, r = e.flatten(1, -2), r.flatten(1, -2)
     by_entity = (e @ state.flatten(2)).unflatten(2, state.shape[2:])
     return torch.einsum("bnrv,bnr->bnv", by_entity, r).unflatten(1, lead)
