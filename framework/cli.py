@@ -118,7 +118,7 @@ class AlgornnCLI(LightningCLI):
         config.run_dir = str(run)
         if config.get("ckpt_path") in ("last", "best"):
             config.ckpt_path = str(run / "checkpoints" / f"{config.ckpt_path}.ckpt")
-        _check_run_folder(run, self.subcommand, config.get("ckpt_path"))
+        _check_run_folder(run, str(self.subcommand), config.get("ckpt_path"))
         config.checkpoint.dirpath = config.checkpoint.dirpath or str(run / "checkpoints")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -166,7 +166,7 @@ class AlgornnCLI(LightningCLI):
     def after_fit(self) -> None:
         """Test the best checkpoint, unless told not to, and print the table."""
         config = self.config[self.subcommand]
-        trainer = self.trainer
+        trainer: Any = self.trainer
         if not config.test_after_fit or self.datamodule is None or trainer.fast_dev_run or trainer.interrupted:
             return
         best = trainer.checkpoint_callback.best_model_path

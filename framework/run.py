@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -144,7 +144,7 @@ class LastCheckpoint(Checkpoint):
         self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:
-        if not trainer.fast_dev_run:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._saved = trainer.global_step
             trainer.save_checkpoint(self.path)
 
@@ -152,7 +152,7 @@ class LastCheckpoint(Checkpoint):
 def _validation_follows(trainer: L.Trainer) -> bool:
     loop = trainer.fit_loop.epoch_loop
     done = 1 + (loop.total_batch_idx if trainer.check_val_every_n_epoch is None else loop.batch_idx)
-    return trainer.enable_validation and done % trainer.val_check_batch == 0
+    return bool(trainer.enable_validation and trainer.val_check_batch and done % trainer.val_check_batch == 0)
 
 
 class RandomState(L.Callback):
@@ -163,7 +163,8 @@ class RandomState(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states, as types that a weights-only load accepts."""
-        kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - the global generator is what users' code may draw from
+        # The global generators: users' code may draw from them, and does.
+        kind, keys, *rest = cast(tuple, np.random.get_state())  # noqa: NPY002
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         return {
             "torch": torch.get_rng_state(),
@@ -230,7 +231,7 @@ class RunRecord(L.Callback):
             Path(trainer.default_root_dir, "metrics.json").write_text(json.dumps(record, indent=1) + "\n")
 
     def _record(self, trainer: L.Trainer, learner: L.LightningModule) -> dict[str, Any]:
-        data, steps = trainer.datamodule, trainer.global_step
+        data, steps = getattr(trainer, "datamodule", None), trainer.global_step
         ood = set(getattr(data, "ood", ()))
         stages = {name: {"ood": name in ood} | result for name, result in getattr(learner, "results", {}).items()}
         budget = steps / self.recipe.published_steps if self.recipe.published_steps else None

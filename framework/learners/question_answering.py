@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from algornn.learners.example_scores import ExampleScores
@@ -45,7 +46,7 @@ class QuestionAnswering(L.LightningModule):
         self.optimizer = optimizer
         self.warmup_steps, self.warmup_factor, self.cooldown_steps = warmup_steps, warmup_factor, cooldown_steps
         self.length_groups = tuple(length_groups)
-        self.scores = nn.ModuleDict()
+        self.scores: dict[str, ExampleScores] = {}
         self.results: dict[str, dict[str, Any]] = {}
 
     def forward(self, *args: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ class QuestionAnswering(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build the optimizer with its warm-up and cool-down."""
         optimizer = self.optimizer(self.parameters())
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)
@@ -77,7 +78,12 @@ class QuestionAnswering(L.LightningModule):
             return 1.0
         return max(0.0, min(1.0, (self.trainer.estimated_stepping_batches - step) / self.cooldown_steps))
 
-    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:  # noqa: ANN001
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
         """Clip as the trainer says; a gradient that is not finite becomes 0 instead of destroying every weight.
 
         Unnormalised keys make the memory expand now and then (the released code restarts its training on NaN). Clipping
@@ -103,8 +109,8 @@ class QuestionAnswering(L.LightningModule):
 
     def _start_scores(self, names: list[str], loaders: list[Any]) -> None:
         datasets = [loader.dataset for loader in loaders]
-        scores = [ExampleScores(len(dataset), getattr(dataset, "groups", ())) for dataset in datasets]
-        self.scores = nn.ModuleDict(dict(zip(names, scores, strict=True))).to(self.device)
+        scores = [ExampleScores(len(data), getattr(data, "groups", ())).to(self.device) for data in datasets]
+        self.scores = dict(zip(names, scores, strict=True))
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score a batch of the current loader."""
@@ -126,6 +132,7 @@ class QuestionAnswering(L.LightningModule):
         for key, value in values.items():
             if not key.endswith("examples"):
                 self.log(f"val/{key}", value, prog_bar=key == "sequence_accuracy")
+        self.scores = {}
 
     def on_test_epoch_end(self) -> None:
         """Log the scores of every test set and keep them in `results`."""
@@ -133,7 +140,7 @@ class QuestionAnswering(L.LightningModule):
             values = {key: float(value) for key, value in metric.compute().items()}
             self.results[name] = _nested(values)
             self.log_dict({f"test/{name}/{key}": x for key, x in values.items() if not key.endswith("examples")})
-        self.scores = nn.ModuleDict()
+        self.scores = {}
 
 
 def _by_length(batch: Any, shares: tuple[float, ...]) -> list[Any]:

@@ -42,13 +42,14 @@ class MLPHeads(nn.Module):
     def __init__(self, input_size: int, output_sizes: Sequence[int], hidden_size: int) -> None:
         super().__init__()
         self.first = nn.Linear(input_size, hidden_size * len(output_sizes))
-        self.second = nn.ModuleList(nn.Linear(hidden_size, size) for size in output_sizes)
+        second = [nn.Linear(hidden_size, size) for size in output_sizes]
+        self.second = nn.ModuleList(second)
         # Glorot's bound of one head, not of the stacked matrix.
         bound = (6 / (input_size + hidden_size)) ** 0.5
         nn.init.uniform_(self.first.weight, -bound, bound)
-        for layer in self.second:
+        for layer in second:
             nn.init.xavier_uniform_(layer.weight)
-        for layer in (self.first, *self.second):
+        for layer in (self.first, *second):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> list[Tensor]:
