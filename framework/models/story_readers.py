@@ -110,7 +110,7 @@ class LSTMReader(nn.Module):
 
     def forward(self, story: Tensor, query: Tensor, mask: Tensor | None = None) -> Tensor:
         """Answer one question per story; arguments and result as in `TPRRNN.forward`."""
-        x = self.encoder(torch.cat([story, query[:, None]], dim=1))
+        x = torch.cat([self.encoder(story), self.encoder(query)[:, None]], dim=1)
         if mask is not None:
             # The question moves to the first place after its own story, so that the LSTM reads no padding before it.
             length = mask.sum(1)
