@@ -7,6 +7,8 @@ products (the Gram form): neither the keys nor the state :math:`S \in R^{E \time
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -86,7 +88,7 @@ class TensorMemory:
 
     def _rows(self, M: int, causal: bool) -> Tensor:
         """The weights :math:`w_{ts}`, once per written row: of all tokens ``[B, T, TM]`` or the last ``[B, 1, TM]``."""
-        weight = self._weight[0] if causal else self._weight[0][:, -1:]
+        weight = self._weight[0] if causal else self._weight[0][:, -1:]  # type: ignore[index]
         return weight.repeat_interleave(M, dim=-1)
 
     @property
@@ -166,110 +168,136 @@ def tensor_memory(
     Source: the block form of the TPR-RNN update (Schlag and Schmidhuber, 2018, eq. 4 to 12) and of the Fast Weight
     Memory (Schlag, Munkhdalai and Schmidhuber, 2021, eq. 5 to 8).
     """
-    _check(write, values, erase, beta, decay, initial_state, mask, chunk)
-    run = {"torch": _gram, "reference": _loop}[choose_backend(backend, BACKENDS)]
+    _check_keys(write, erase, chunk)
+    x = _Inputs(write, values, _erase_keys(write, erase), beta, decay, clamp, initial_state, mask)
+    _check(x)
+    backend = choose_backend(backend, BACKENDS)
     with torch.autocast(values.device.type, enabled=False):
-        to = accumulation_dtype(values)
-        e, r, v = (keep_valid(x.to(to), mask) for x in (*write, values))
-        if isinstance(erase, (tuple, list)):
-            # A role that differs with the same entity (TPR-RNN) shares the masked entity, and so its Gram matrix.
-            eq = e if erase[0] is write[0] else keep_valid(erase[0].to(to), mask)
-            erase = (eq, keep_valid(erase[1].to(to), mask))
-        elif erase is None:
-            erase = (e, r)
-        beta = None if beta is None else keep_valid(beta.to(to), mask)
-        decay = None if decay is None else keep_valid(decay.to(to), mask, fill=1.0)
-        initial_state = None if initial_state is None else initial_state.to(to)
-        return run((e, r), v, erase or None, beta, decay, clamp, initial_state, mask, chunk, values.dtype)
+        x = _prepare(x)
+        return _loop(x, values.dtype) if backend == "reference" else _gram(x, chunk, values.dtype)
 
 
-def _check(write, values, erase, beta, decay, initial_state, mask, chunk) -> None:  # noqa: ANN001
+class _Inputs(NamedTuple):
+    """The arguments of `tensor_memory`, with `erase` None for the additive rule."""
+
+    write: Pair
+    values: Tensor
+    erase: Pair | None
+    beta: Tensor | None
+    decay: Tensor | None
+    clamp: bool
+    initial_state: Tensor | None
+    mask: Tensor | None
+
+
+def _erase_keys(write: Pair, erase: Pair | bool | None) -> Pair | None:
+    if isinstance(erase, (tuple, list)):
+        return erase[0], erase[1]
+    return write if erase is None else None
+
+
+def _prepare(x: _Inputs) -> _Inputs:
+    """Bring everything to the accumulation dtype and make masked tokens neutral."""
+    to, mask = accumulation_dtype(x.values), x.mask
+    e, r, v = (keep_valid(y.to(to), mask) for y in (*x.write, x.values))
+    erase = x.erase
+    if erase is not None:
+        # A role that differs with the same entity (TPR-RNN) shares the masked entity, and so its Gram matrix.
+        eq = e if erase[0] is x.write[0] else keep_valid(erase[0].to(to), mask)
+        erase = (eq, r if erase[1] is x.write[1] else keep_valid(erase[1].to(to), mask))
+    beta = None if x.beta is None else keep_valid(x.beta.to(to), mask)
+    decay = None if x.decay is None else keep_valid(x.decay.to(to), mask, fill=1.0)
+    initial_state = None if x.initial_state is None else x.initial_state.to(to)
+    return _Inputs((e, r), v, erase, beta, decay, x.clamp, initial_state, mask)
+
+
+def _check_keys(write: Pair, erase: Pair | bool | None, chunk: int | None) -> None:
     for name, pair in (("write", write), ("erase", erase)):
         optional = name == "erase" and (pair is None or pair is False)
         if not optional and not (isinstance(pair, (tuple, list)) and len(pair) == 2):
             raise TypeError(f"`{name}` must be a pair (entities, roles) of tensors, got {type(pair).__name__}.")
-    sizes: dict[str, int] = {}
-    check_tensor("write[0]", write[0], "B T M E", sizes)
-    check_tensor("write[1]", write[1], "B T M R", sizes, like=write[0])
-    check_tensor("values", values, "B T M V", sizes, like=write[0])
-    if isinstance(erase, (tuple, list)):
-        check_tensor("erase[0]", erase[0], "B T M E", sizes, like=values)
-        check_tensor("erase[1]", erase[1], "B T M R", sizes, like=values)
-    for name, tensor, dims in (("beta", beta, "B T M"), ("decay", decay, "B T")):
-        if tensor is not None:
-            check_tensor(name, tensor, dims, sizes, like=values)
-    if initial_state is not None:
-        # A carried state is float32 when the inputs are half precision.
-        check_tensor("initial_state", initial_state, "B E R V", sizes, values, (accumulation_dtype(values),))
-    check_mask(mask, sizes, like=values)
     if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool)):
         raise TypeError(f"`chunk` must be a whole number of tokens, got {chunk!r}. Leave it out to have it chosen.")
     if chunk is not None and chunk < 1:
         raise ValueError(f"`chunk` must be at least 1 token, got {chunk}. Leave it out to have it chosen.")
 
 
-def _loop(write, v, erase, beta, decay, clamp, initial_state, mask, chunk, dtype) -> TensorMemory:  # noqa: ANN001
+def _check(x: _Inputs) -> None:
+    sizes: dict[str, int] = {}
+    check_tensor("write[0]", x.write[0], "B T M E", sizes)
+    check_tensor("write[1]", x.write[1], "B T M R", sizes, like=x.write[0])
+    check_tensor("values", x.values, "B T M V", sizes, like=x.write[0])
+    if x.erase is not None:
+        check_tensor("erase[0]", x.erase[0], "B T M E", sizes, like=x.values)
+        check_tensor("erase[1]", x.erase[1], "B T M R", sizes, like=x.values)
+    for name, tensor, dims in (("beta", x.beta, "B T M"), ("decay", x.decay, "B T")):
+        if tensor is not None:
+            check_tensor(name, tensor, dims, sizes, like=x.values)
+    if x.initial_state is not None:
+        # A carried state is float32 when the inputs are half precision.
+        check_tensor("initial_state", x.initial_state, "B E R V", sizes, x.values, (accumulation_dtype(x.values),))
+    check_mask(x.mask, sizes, like=x.values)
+
+
+def _loop(x: _Inputs, dtype: torch.dtype) -> TensorMemory:
     """The equations, token by token: the oracle of every other form."""
-    (e, r), (B, T) = write, v.shape[:2]
-    state = initial_state if initial_state is not None else v.new_zeros(B, e.shape[-1], r.shape[-1], v.shape[-1])
+    (e, r), v = x.write, x.values
+    empty = v.new_zeros(len(v), e.shape[-1], r.shape[-1], v.shape[-1])
+    state = empty if x.initial_state is None else x.initial_state
     states, updates = [state], []
-    for t in range(T):
-        state = state if decay is None else state * decay[:, t, None, None, None]
-        u = v[:, t] if erase is None else v[:, t] - _read_state(state, erase[0][:, t], erase[1][:, t])
-        u = u if beta is None else u * beta[:, t, :, None]
+    for t in range(v.shape[1]):
+        state = state if x.decay is None else state * x.decay[:, t, None, None, None]
+        u = v[:, t] if x.erase is None else v[:, t] - _read_state(state, x.erase[0][:, t], x.erase[1][:, t])
+        u = u if x.beta is None else u * x.beta[:, t, :, None]
         state = state + torch.einsum("bme,bmr,bmv->berv", e[:, t], r[:, t], u)
-        if clamp:
+        if x.clamp:
             # max(1, norm) through the clamped square: the gradient stays finite at norm 0.
-            norm = state.square().sum((1, 2, 3), keepdim=True).clamp(min=1).sqrt()
-            state = state / norm
-        if mask is not None:
-            state = torch.where(mask[:, t, None, None, None], state, states[-1])
+            state = state / state.square().sum((1, 2, 3), keepdim=True).clamp(min=1).sqrt()
+        if x.mask is not None:
+            state = torch.where(x.mask[:, t, None, None, None], state, states[-1])
         states.append(state)
         updates.append(u)
-    trace = _StateTrace(e, r, torch.stack(updates, 1) if T else v, None, initial_state, mask, dtype)
+    trace = _StateTrace(e, r, torch.stack(updates, 1) if updates else v, None, x.initial_state, x.mask, dtype)
     trace.states = torch.stack(states, 1)
     return trace
 
 
-def _gram(write, v, erase, beta, decay, clamp, initial_state, mask, chunk, dtype) -> TensorMemory:  # noqa: ANN001
+def _gram(x: _Inputs, chunk: int | None, dtype: torch.dtype) -> TensorMemory:
     """The Gram form: all updates from one unit-lower-triangular system (by blocks of tokens for long sequences)."""
+    v, weight = x.values, None
     T, M = v.shape[1:3]
-    if not T:
-        return TensorMemory(*write, v, None, initial_state, mask, dtype)
-    if clamp:
-        u, weight = _clamped_scan(write, v, erase, beta, decay, initial_state, mask)
+    if T and x.clamp:
+        u, weight = _clamped_scan(x)
     else:
-        weight = None if decay is None else _decay_weights(decay)
-        u = v if beta is None else v * beta[..., None]
-        if erase is not None:
-            chunk = chunk or (T if T * M <= ROWS_PER_SOLVE else CHUNK)
-            u = _solve(write, v, erase, beta, weight, initial_state, chunk)
-    return TensorMemory(*write, u, weight, initial_state, mask, dtype)
+        weight = None if x.decay is None or not T else _decay_weights(x.decay)
+        u = v if x.beta is None else v * x.beta[..., None]
+        if x.erase is not None and T:
+            u = _solve(x, x.erase, weight, chunk or (T if T * M <= ROWS_PER_SOLVE else CHUNK))
+    return TensorMemory(*x.write, u, weight, x.initial_state, x.mask, dtype)
 
 
-def _solve(write, v, erase, beta, weight, initial_state, chunk) -> Tensor:  # noqa: ANN001
+def _solve(x: _Inputs, erase: Pair, weight: Pair | None, chunk: int) -> Tensor:
     """Solve (I + L) U = B (V - Q^T S_0), L = B (Q^T P) strictly below the token diagonal, by forward substitution."""
+    v = x.values
     T, M = v.shape[1:3]
-    (pe, pr), (qe, qr) = ([x.flatten(1, 2) for x in pair] for pair in (write, erase))
-    qe = pe if erase[0] is write[0] else qe
+    (pe, pr), (qe, qr) = ([y.flatten(1, 2) for y in pair] for pair in (x.write, erase))
+    qe = pe if erase[0] is x.write[0] else qe
     solved: list[Tensor] = []
     for start in range(0, T, chunk):
-        old, rows = start * M, slice(start * M, min(start + chunk, T) * M)
-        stop = rows.stop
-        gram = (qe[:, rows] @ pe[:, :stop].mT) * (qr[:, rows] @ pr[:, :stop].mT)
+        stop = min(start + chunk, T)
+        tokens, rows = slice(start, stop), slice(start * M, stop * M)
+        gram = (qe[:, rows] @ pe[:, : stop * M].mT) * (qr[:, rows] @ pr[:, : stop * M].mT)
         if weight is not None:
-            block = weight[0][:, start : start + chunk, : stop // M]
-            gram = gram * block.repeat_interleave(M, 1).repeat_interleave(M, 2)
-        rhs = v[:, start : start + chunk].flatten(1, 2)
-        if initial_state is not None:
-            first = _read_state(initial_state, qe[:, rows], qr[:, rows])
-            left = None if weight is None else weight[1][:, start : start + chunk, None].repeat_interleave(M, 1)
-            rhs = rhs - (first if left is None else first * left)
+            gram = gram * weight[0][:, tokens, :stop].repeat_interleave(M, 1).repeat_interleave(M, 2)
+        rhs = v[:, tokens].flatten(1, 2)
+        if x.initial_state is not None:
+            first = _read_state(x.initial_state, qe[:, rows], qr[:, rows])
+            rhs = rhs - (first if weight is None else first * weight[1][:, tokens, None].repeat_interleave(M, 1))
         if solved:
-            rhs = rhs - gram[:, :, :old] @ torch.cat(solved, 1)
-        system = gram[:, :, old:].masked_fill(_not_before(stop // M - start, M, v.device), 0)
-        if beta is not None:
-            strength = beta[:, start : start + chunk].flatten(1, 2)[..., None]
+            rhs = rhs - gram[:, :, : start * M] @ torch.cat(solved, 1)
+        system = gram[:, :, start * M :].masked_fill(_not_before(stop - start, M, v.device), 0)
+        if x.beta is not None:
+            strength = x.beta[:, tokens].flatten(1, 2)[..., None]
             system, rhs = strength * system, strength * rhs
         solved.append(torch.linalg.solve_triangular(system, rhs, upper=False, unitriangular=True))
     return torch.cat(solved, 1).unflatten(1, (T, M))
@@ -290,35 +318,36 @@ def _decay_weights(decay: Tensor) -> Pair:
     return factor.cumprod(1).tril(), decay.cumprod(1)
 
 
-def _clamped_scan(write, v, erase, beta, decay, initial_state, mask) -> tuple[Tensor, Pair]:  # noqa: ANN001
+def _clamped_scan(x: _Inputs) -> tuple[Tensor, Pair]:
     r"""Run the clamp exactly without the state: :math:`\|S_t\|^2` obeys a scalar recursion.
 
     .. math:: \|S' + \sum_m p_m u_m^\top\|^2 = \|S'\|^2 + 2 \sum_m u_m \cdot S'^\top p_m
         + \sum_{mn} (p_m \cdot p_n)(u_m \cdot u_n)
     """
+    v, write, erase, initial_state = x.values, x.write, x.erase or x.write, x.initial_state
     B, T, M, V = v.shape
+    same_keys = erase[0] is write[0] and erase[1] is write[1]
     to_write = _gram_rows(write, write, T, M)
-    same_keys = erase is None or (erase[0] is write[0] and erase[1] is write[1])
     to_erase = to_write if same_keys else _gram_rows(erase, write, T, M)
     zero = v.new_zeros(B, T, M, V)
     first_p = zero if initial_state is None else _read_state(initial_state, *write)
-    first_q = first_p if to_erase is to_write else zero if initial_state is None else _read_state(initial_state, *erase)
+    first_q = first_p if same_keys or initial_state is None else _read_state(initial_state, *erase)
     squared = v.new_zeros(B) if initial_state is None else initial_state.square().sum((1, 2, 3))
     w, g = v.new_zeros(B, 0), v.new_ones(B)
     updates, weights, firsts = v.new_zeros(B, 0, V), [], []
     for t in range(T):
-        gamma = v.new_ones(B) if decay is None else decay[:, t]
+        gamma = v.new_ones(B) if x.decay is None else x.decay[:, t]
         w, g, squared = w * gamma[:, None], g * gamma, squared * gamma**2
         past = updates * w.repeat_interleave(M, 1)[..., None]
         at_q = to_erase[:, t, :, : t * M] @ past + g[:, None, None] * first_q[:, t]
-        at_p = at_q if to_erase is to_write else to_write[:, t, :, : t * M] @ past + g[:, None, None] * first_p[:, t]
-        u = v[:, t] if erase is None else v[:, t] - at_q
-        u = u if beta is None else u * beta[:, t, :, None]
+        at_p = at_q if same_keys else to_write[:, t, :, : t * M] @ past + g[:, None, None] * first_p[:, t]
+        u = v[:, t] if x.erase is None else v[:, t] - at_q
+        u = u if x.beta is None else u * x.beta[:, t, :, None]
         own = to_write[:, t, :, t * M : (t + 1) * M]
         total = squared + 2 * (u * at_p).sum((1, 2)) + (own * (u @ u.mT)).sum((1, 2))
         squeeze = total.clamp(min=1).sqrt()
-        if mask is not None:
-            squeeze = squeeze.masked_fill(~mask[:, t], 1.0)
+        if x.mask is not None:
+            squeeze = squeeze.masked_fill(~x.mask[:, t], 1.0)
         w, g = torch.cat([w, torch.ones_like(g)[:, None]], 1) / squeeze[:, None], g / squeeze
         squared = total / squeeze**2
         updates = torch.cat([updates, u], 1)
