@@ -84,15 +84,16 @@ class QuestionAnswering(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as the trainer says; a gradient that is not finite becomes 0 instead of destroying every weight.
+        """Clip as the trainer says; where a gradient is not finite, drop all of them, so that the step is skipped.
 
-        Unnormalised keys make the memory expand now and then (the released code restarts its training on NaN). Clipping
-        by the norm has made every entry NaN or 0 by then, so this skips the whole step.
+        Unnormalised keys make the memory expand now and then (the released code restarts its training on NaN). Without
+        gradients the optimizer leaves weights and moments alone; zeros would let its momentum go on.
         """
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        for p in self.parameters():
-            if p.grad is not None:
-                p.grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        if not gradients or torch.stack([g.isfinite().all() for g in gradients]).all():
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            optimizer.zero_grad(set_to_none=True)
 
     # Validation and test: one ExampleScores per loader.
 
