@@ -26,7 +26,7 @@ def main(args: list[str]) -> None:
     Raises:
         FileNotFoundError: there is no such recipe or run.
         ValueError: a given run is of another recipe, or not finished.
-        RuntimeError: a training run failed.
+        ChildProcessError: a training run failed.
     """
     parser = argparse.ArgumentParser(prog="algornn reproduce", description=__doc__, exit_on_error=False)
     parser.add_argument("recipe", help="a packaged recipe's name or a YAML file")
@@ -55,7 +55,7 @@ def train(config: str, name: str, seed: int, overrides: list[str]) -> Path:
         print(f"seed {seed}: going on from {run / 'checkpoints' / 'last.ckpt'}", flush=True)
         command += ["--ckpt_path", "last"]
     if subprocess.run(command, check=False).returncode or not (run / "metrics.json").is_file():
-        raise RuntimeError(
+        raise ChildProcessError(
             f"Seed {seed} of {name} did not finish; its message is above. The same command goes on with it."
         )
     return run

@@ -1,0 +1,62 @@
+"""Recipes over seeds: what is trained, what is recorded, and what is left alone."""
+
+import json
+
+import pytest
+
+from algornn import cli, reproduce
+from tests.framework.tiny_runs import TINY
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """A tiny recipe with a published number, in an empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    published = "published_steps: 120, published: [{stage: test, error: 50, verified: true}]"
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("about: a test", f"about: a test, {published}"))
+    return "tiny.yaml"
+
+
+def test_seeds_are_trained_recorded_and_not_trained_again(recipe, tmp_path, capfd):
+    assert cli.main(["reproduce", recipe, "--seeds", "2", "--trainer.max_steps", "30"]) == 0
+    results = json.loads((tmp_path / "results" / "tiny.json").read_text())
+    assert [run["seed"] for run in results["runs"]] == [1, 2]
+    assert results["recipe"]["published"] == [{"stage": "test", "error": 50, "verified": True}]
+    assert all(run["budget"] == 0.25 and run["steps"] == 30 for run in results["runs"])
+    assert results["runs"][0]["stages"] != results["runs"][1]["stages"]
+    shown = capfd.readouterr().out
+    assert "25 % of the published steps" in shown
+    assert "reproduced" not in shown.replace("not reproduced", "")
+
+    before = (tmp_path / "results" / "tiny.json").read_bytes()
+    assert cli.main(["reproduce", recipe, "--seeds", "2"]) == 0
+    assert (tmp_path / "results" / "tiny.json").read_bytes() == before
+    assert "already finished" in capfd.readouterr().out
+
+
+def test_a_seed_that_fails_is_said_in_one_sentence(recipe, tmp_path, capfd):
+    assert cli.main(["reproduce", recipe, "--trainer.max_stepz", "3"]) == 2
+    assert "Seed 1 of tiny did not finish" in capfd.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
+def test_runs_of_another_recipe_or_unfinished_are_refused(recipe, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    assert cli.main(["reproduce", recipe, "--runs", str(run)]) == 2
+    assert "not finished" in capsys.readouterr().err
+    (run / "metrics.json").write_text(json.dumps({"recipe": "other"}))
+    assert cli.main(["reproduce", recipe, "--runs", str(run)]) == 2
+    assert "a run of 'other', not of 'tiny'" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
+def test_recording_appends_and_keeps_what_is_there(recipe, tmp_path):
+    folder = tmp_path / "results"
+    for seed in (1, 2, 2):
+        run = tmp_path / f"seed={seed}"
+        run.mkdir(exist_ok=True)
+        (run / "metrics.json").write_text(json.dumps({"recipe": "tiny", "seed": seed}))
+        reproduce.record("tiny", recipe, [run], folder)
+    assert [r["seed"] for r in json.loads((folder / "tiny.json").read_text())["runs"]] == [1, 2]
+    assert [file.name for file in folder.iterdir()] == ["tiny.json"]
