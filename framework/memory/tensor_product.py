@@ -135,6 +135,8 @@ class TensorProductMemory(nn.Module):
         Returns:
             Outputs ``[B, T, E]`` and the new state ``[B, E, R, E]``.
         """
+        # Masked tokens are cleared here already: NaN in them would reach the gradients of the heads.
+        x = x if mask is None else x.masked_fill(~mask[..., None], 0)
         memory = self.write(x, state, mask)
         y = self.read(memory, x, causal=True)
         return (y if mask is None else y.masked_fill(~mask[..., None], 0)), memory.state

@@ -109,7 +109,7 @@ class LSTMReader(nn.Module):
         self.output = nn.Linear(hidden_size, vocab_size, bias=False)
 
     def forward(self, story: Tensor, query: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Answer one question per story; arguments and result as in `TPRRNN.forward`."""
+        """Answer one question per story; as `TPRRNN.forward`, but padding must come after a story, not inside it."""
         x = torch.cat([self.encoder(story), self.encoder(query)[:, None]], dim=1)
         if mask is not None:
             # The question moves to the first place after its own story, so that the LSTM reads no padding before it.

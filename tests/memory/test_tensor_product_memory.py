@@ -229,3 +229,14 @@ def test_a_wrong_state_or_mask_is_named():
         module(x, state.flatten(1, 2))
     with pytest.raises(TypeError, match=r"`mask` must be a boolean tensor \[B, T\]"):
         module(x, state, MASK.double())
+
+
+def test_nan_in_masked_tokens_reaches_no_gradient():
+    torch.manual_seed(0)
+    layer = TensorProductMemory(5, entity_size=4, role_size=3, hidden_size=6)
+    x, mask = torch.randn(2, 6, 5), torch.tensor([[True, True, False, True, False, False], [True] * 6])
+    x = x.masked_fill(~mask[..., None], torch.nan)
+    y, state = layer(x, mask=mask)
+    (y.sum() + state.sum()).backward()
+    assert all(p.grad.isfinite().all() for p in layer.parameters() if p.grad is not None)
+    assert y[~mask].eq(0).all()
