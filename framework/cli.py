@@ -16,17 +16,27 @@ from typing import Any
 
 import lightning as L
 import torch
-import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import algornn
 import algornn.datamodules
 import algornn.probes
 from algornn import recipes
-from algornn.run import AtomicCheckpointIO, LastCheckpoint, RandomState, Recipe, RunRecord, new_run_folder
+from algornn.probes.subject import ProbeError
+from algornn.run import (
+    AtomicCheckpointIO,
+    LastCheckpoint,
+    RandomState,
+    Recipe,
+    RunRecord,
+    new_run_folder,
+    read_checkpoint,
+    read_config,
+)
 
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 ROOMS: dict[str, tuple[ModuleType, type]] = {
@@ -41,6 +51,13 @@ _PARSER_NOISE = re.compile(
     r"|Problem with given|Not a valid subclass|Subclass types|a class path|a dict"
 )
 
+# What to do about some of the parser's messages.
+_HINTS = {
+    "unrecognized": "--help lists all options",
+    "not accept": "--help lists all options",
+    "arguments are required": "give --config RECIPE, or the --run_dir of a run",
+}
+
 USAGE = """usage: algornn COMMAND ...
 
   fit --config RECIPE        train, then test; RECIPE is a packaged recipe's name or a YAML file
@@ -53,17 +70,27 @@ USAGE = """usage: algornn COMMAND ...
 
 
 class SaveConfig(SaveConfigCallback):
-    """Save the resolved configuration as ``config.yaml`` in the run folder."""
+    """Save the resolved configuration as ``config.yaml`` in the run folder when training starts, and only then.
+
+    So a start that fails before its first step leaves no run behind, and a later test never replaces the file.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write nothing yet."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the file, on the first process only."""
+        if trainer.is_global_zero:
+            self.save_config(trainer, pl_module, "fit")
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write the file; only `fit` does, so that a later test never replaces it."""
-        if stage == "fit":
-            run = Path(trainer.default_root_dir)
-            run.mkdir(parents=True, exist_ok=True)
-            # Without what belongs to this start alone; a configuration in a run folder stands for that folder.
-            config = self.config.clone()
-            config.run_dir = config.ckpt_path = None
-            self.parser.save(config, str(run / "config.yaml"), overwrite=True)
+        """Write the file without what belongs to this start alone: a run folder's configuration stands for it."""
+        run, config = Path(trainer.default_root_dir), self.config.clone()
+        run.mkdir(parents=True, exist_ok=True)
+        config.run_dir = config.ckpt_path = None
+        if Path(config.checkpoint.dirpath) == run / "checkpoints":
+            config.checkpoint.dirpath = None
+        self.parser.save(config, str(run / "config.yaml"), overwrite=True)
 
 
 class AlgornnCLI(LightningCLI):
@@ -116,10 +143,13 @@ class AlgornnCLI(LightningCLI):
         own = next((file.parent for file in files if file.name == "config.yaml"), None)
         run = Path(config.run_dir or own or new_run_folder(config.recipe.name, config.seed_everything))
         config.run_dir = str(run)
-        if config.get("ckpt_path") in ("last", "best"):
-            config.ckpt_path = str(run / "checkpoints" / f"{config.ckpt_path}.ckpt")
-        _check_run_folder(run, str(self.subcommand), config.get("ckpt_path"))
-        config.checkpoint.dirpath = config.checkpoint.dirpath or str(run / "checkpoints")
+        checkpoints = Path(config.checkpoint.dirpath or run / "checkpoints")
+        config.checkpoint.dirpath = str(checkpoints)
+        if self.subcommand != "fit" and config.ckpt_path is None:
+            config.ckpt_path = "best" if (checkpoints / "best.ckpt").is_file() else "last"
+        if config.ckpt_path in ("last", "best"):
+            config.ckpt_path = str(checkpoints / f"{config.ckpt_path}.ckpt")
+        _check_run_folder(run, checkpoints, str(self.subcommand), config.ckpt_path)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer with the run folder's loggers and callbacks."""
@@ -128,7 +158,9 @@ class AlgornnCLI(LightningCLI):
         last = LastCheckpoint(Path(config.checkpoint.dirpath, "last.ckpt"), config.resume_every_n_steps)
         record = RunRecord(self._get(self.config_init, "recipe"), config.seed_everything, self.command)
         kwargs["default_root_dir"] = str(run)
-        if trainer.logger in (None, True):
+        if self.subcommand != "fit":
+            kwargs["logger"] = False  # the logs are the training's: another validation of it is no point of its curves
+        elif trainer.logger in (None, True):
             kwargs["logger"] = [
                 CSVLogger(run, name="logs", flush_logs_every_n_steps=1),
                 TensorBoardLogger(run, name="tensorboard", version=""),
@@ -153,8 +185,7 @@ class AlgornnCLI(LightningCLI):
         path = self.config[self.subcommand].get("ckpt_path")
         if path is None:
             return
-        saved = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-        own = self.model.state_dict()
+        own, saved = self.model.state_dict(), read_checkpoint(path)["state_dict"]
         shapes = [{name: value.shape for name, value in weights.items()} for weights in (own, saved)]
         wrong = {name for name, _ in shapes[0].items() ^ shapes[1].items()}
         if wrong:
@@ -194,15 +225,20 @@ def build_learner(config: Path) -> L.LightningModule:
     parser.add_lightning_class_args(L.LightningDataModule, "data", subclass_mode=True)
     parser.add_lightning_class_args(L.LightningModule, "model", subclass_mode=True)
     _link_sizes(parser)
-    saved = yaml.safe_load(config.read_text())
+    saved = read_config(config)
+    if missing := {"data", "model"} - saved.keys():
+        raise ValueError(f"{config} says nothing of {' and '.join(sorted(missing))}: it is no run's configuration.")
     return parser.instantiate_classes(parser.parse_object({key: saved[key] for key in ("data", "model")})).model
 
 
-def _check_run_folder(run: Path, command: str, ckpt_path: str | None) -> None:
+def _check_run_folder(run: Path, checkpoints: Path, command: str, ckpt_path: str | None) -> None:
     """Raise where a run would write over another, or a checkpoint is missing."""
     if ckpt_path is not None and not Path(ckpt_path).is_file():
-        raise FileNotFoundError(f"No checkpoint at {ckpt_path}. Give --ckpt_path an existing file, or last or best.")
-    if command == "fit" and ckpt_path is None and (run / "config.yaml").exists():
+        raise FileNotFoundError(
+            f"No checkpoint at {ckpt_path}. Give --run_dir of a trained run or --ckpt_path FILE, last or best."
+        )
+    own = ckpt_path is not None and Path(ckpt_path).resolve().parent == checkpoints.resolve()
+    if command == "fit" and not own and (run / "config.yaml").exists():
         raise FileExistsError(f"{run} holds a run. Go on with it by --ckpt_path last, or choose another --run_dir.")
 
 
@@ -215,17 +251,24 @@ def resolve_recipes(args: Sequence[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: NAME is neither; the message names the closest recipe.
+        ValueError: the file holds no options.
     """
     resolved, expects_path = [], False
     for arg in args:
         flag, equals, value = arg.partition("=")
         if expects_path:
-            arg = recipes.path(arg)
+            arg = _checked_config(arg)
         elif flag in ("--config", "-c") and equals:
-            arg = f"{flag}={recipes.path(value)}"
+            arg = f"{flag}={_checked_config(value)}"
         expects_path = arg in ("--config", "-c")
         resolved.append(arg)
     return resolved
+
+
+def _checked_config(name: str) -> str:
+    path = recipes.path(name)
+    read_config(Path(path))
+    return path
 
 
 def list_names(what: str) -> list[str]:
@@ -282,8 +325,7 @@ def _default_config(args: list[str]) -> list[str]:
     has_config = any(a.partition("=")[0] in ("--config", "-c") for a in args)
     if folder is None or has_config or not Path(folder, "config.yaml").is_file():
         return args
-    has_checkpoint = any(a.partition("=")[0] == "--ckpt_path" for a in args)
-    return ["--config", str(Path(folder, "config.yaml")), *args, *([] if has_checkpoint else ["--ckpt_path", "best"])]
+    return ["--config", str(Path(folder, "config.yaml")), *args]
 
 
 def _closest(name: str, known: Sequence[str]) -> str:
@@ -304,12 +346,12 @@ def plain_sentence(error: BaseException) -> str:
         elif found := re.search(r"Expected a dot import path string: (\S+)|Import path (\S+)", line):
             name = found[1] or found[2]
             known = [known for room, _ in ROOMS.values() for known in room.__all__]
+            if name in known:
+                return f"{key}{name} is a class of another kind. `algornn list models|probes|splits` shows all."
             return f"{key}no class is named {name!r}{_closest(name, known)}."
         elif line and not _PARSER_NOISE.match(line):
             line = re.sub(r"<class '([\w.]+)'>", r"\1", line.partition(". Got value: Namespace")[0])
-            return (
-                key + line + (" (--help lists all options)" if "unrecognized" in line or "not accepted" in line else "")
-            )
+            return key + line + next((f" ({hint})" for part, hint in _HINTS.items() if part in line), "")
     return text.splitlines()[0]
 
 
@@ -320,7 +362,7 @@ def main(args: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
     try:
         run(list(sys.argv[1:] if args is None else args))
-    except (ArgumentError, ValueError, TypeError, OSError, EOFError) as error:
+    except (ArgumentError, MisconfigurationException, ProbeError, ValueError, TypeError, OSError, EOFError) as error:
         if os.environ.get("ALGORNN_TRACEBACK"):
             raise
         print(f"algornn: error: {plain_sentence(error)}", file=sys.stderr)

@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from algornn import recipes
 from algornn.report import result_table
+from algornn.run import read_config, read_json
 
 
 def main(args: list[str]) -> None:
@@ -36,8 +35,11 @@ def main(args: list[str]) -> None:
     )
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the results files")
     asked, overrides = parser.parse_known_args(args)
+    if asked.seeds < 1:
+        raise ValueError(f"--seeds is the number of training runs, expected at least 1, got {asked.seeds}.")
     config = recipes.path(asked.recipe)
-    name = Path(config).stem
+    name = recipe_of(config).get("name") or Path(config).stem
+    read_results(asked.results / f"{name}.json")  # before hours of training, not after
     runs = asked.runs or [train(config, name, seed, overrides) for seed in range(1, asked.seeds + 1)]
     file = record(name, config, runs, asked.results)
     print(f"{result_table(runs)}\n\nresults file: {file}")
@@ -63,10 +65,8 @@ def train(config: str, name: str, seed: int, overrides: list[str]) -> Path:
 
 def record(name: str, config: str, runs: list[Path], folder: Path) -> Path:
     """Append the metrics of `runs` to ``<folder>/<name>.json`` and return that file; what it holds stays as it is."""
-    settings = yaml.safe_load(Path(config).read_text())
     file = folder / f"{name}.json"
-    results: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {"runs": []}
-    results = {"recipe": settings.get("recipe", {"name": name})} | {"runs": results["runs"]}
+    results = {"recipe": recipe_of(config) | {"name": name}, "runs": read_results(file)}
     for run in runs:
         metrics = finished(run, name)
         if metrics not in results["runs"]:
@@ -90,7 +90,30 @@ def finished(run: Path, name: str) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{run} holds no metrics.json: the run is not finished. Go on with it by --ckpt_path last."
         )
-    metrics = json.loads(file.read_text())
+    metrics = read_json(file)
+    if "recipe" not in metrics:
+        raise ValueError(f"{file} is damaged. `algornn test --run_dir {run}` writes it anew.")
     if metrics["recipe"] != name:
         raise ValueError(f"{run} is a run of {metrics['recipe']!r}, not of {name!r}. Give runs of one recipe.")
     return metrics
+
+
+def recipe_of(config: str) -> dict[str, Any]:
+    """Return what a configuration says of itself under ``recipe``, which may be nothing.
+
+    Raises:
+        ValueError: the file holds no options.
+    """
+    return read_config(Path(config)).get("recipe") or {}
+
+
+def read_results(file: Path) -> list[dict[str, Any]]:
+    """Return the runs of a results file, none where there is no such file.
+
+    Raises:
+        ValueError: the file is damaged or something else.
+    """
+    runs = read_json(file).get("runs") if file.is_file() else []
+    if not isinstance(runs, list):
+        raise ValueError(f"{file} is not a results file, or damaged. Mend it, move it away, or give another --results.")
+    return runs

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import lightning as L
 import numpy as np
 import torch
+import yaml
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
@@ -64,7 +66,8 @@ def new_run_folder(name: str, seed: int) -> Path:
     # A launcher's job id, where there is one, is what processes that start apart have in common.
     job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     job = os.environ.get("SLURM_JOB_ID", "none") if job == "none" else job
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S") if job == "none" else f"job{job}"
+    # To the microsecond, so that two runs that are started together have a folder each.
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f") if job == "none" else f"job{job}"
     # Lightning starts its other processes with this process's environment.
     stamp = os.environ.setdefault("ALGORNN_RUN_STAMP", stamp)
     return Path("runs", name, f"{stamp}-seed{seed}")
@@ -97,8 +100,47 @@ def load(run_or_checkpoint: str | Path) -> L.LightningModule:
     from algornn.cli import build_learner
 
     learner = build_learner(config)
-    learner.load_state_dict(torch.load(found[0], map_location="cpu", weights_only=True)["state_dict"])
+    learner.load_state_dict(read_checkpoint(found[0])["state_dict"])
     return learner.eval()
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Return the content of a checkpoint that Lightning wrote, on the CPU.
+
+    Raises:
+        ValueError: the file is damaged or something else.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (EOFError, KeyError, OSError, RuntimeError, UnpicklingError) as error:
+        raise ValueError(f"{path} is damaged, or no checkpoint at all. Use another, last or best.") from error
+    if not isinstance(checkpoint, dict) or not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys():
+        raise ValueError(f"{path} is not a checkpoint that Lightning wrote. Use one of a run's folder, last or best.")
+    return checkpoint
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return a configuration file's options as they are written.
+
+    Raises:
+        ValueError: the file is not YAML, or holds no options.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no options such as `data: ...` and `model: ...`.")
+    return content
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return what a file holds; nothing where it is missing or broken: a run's results must not be lost over it."""
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -112,7 +154,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class LastCheckpoint(Checkpoint):
-    """Write ``last.ckpt`` every few steps and after every validation, for a run that is killed to go on from.
+    """Write ``last.ckpt`` at the start, every few steps and after every validation: a killed run goes on from it.
 
     Being a `Checkpoint`, it is called after all other callbacks, so the file holds what they know by then; and a
     resumed run misses no validation, which one written before the validation of its step would.
@@ -127,6 +169,11 @@ class LastCheckpoint(Checkpoint):
             raise ValueError(f"`resume_every_n_steps` must be at least 1, got {every_n_steps}.")
         self.path, self.every_n_steps = path, every_n_steps
         self._saved = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the start of a run, so that whatever has started can go on."""
+        if trainer.global_step == 0:
+            self._save(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Save after every n-th optimizer step, or leave it to the validation that follows."""
@@ -202,7 +249,7 @@ class RunRecord(L.Callback):
 
     def __init__(self, recipe: Recipe, seed: int, command: str) -> None:
         self.recipe, self.seed, self.command = recipe, seed, command
-        self.seconds = 0.0
+        self.steps, self.seconds = 0, 0.0
         self._since: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -210,8 +257,12 @@ class RunRecord(L.Callback):
         return {"seconds": self._training_seconds()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from the seconds of the run that is resumed."""
-        self.seconds = state["seconds"]
+        """Go on from the seconds of the run that is resumed; the best checkpoint, loaded for the test, knows fewer."""
+        self.seconds = max(self.seconds, state["seconds"])
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take over the number of steps, which a trainer that only tests does not."""
+        self.steps = max(self.steps, checkpoint["global_step"])
 
     def _training_seconds(self) -> float:
         return self.seconds + (time.monotonic() - self._since if self._since else 0.0)
@@ -225,13 +276,18 @@ class RunRecord(L.Callback):
         self.seconds, self._since = self._training_seconds(), None
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the file, on the first process only."""
+        """Write the file, on the first process only; a later test of a finished run renews the test's results alone."""
         if trainer.is_global_zero:
-            record = self._record(trainer, pl_module)
-            Path(trainer.default_root_dir, "metrics.json").write_text(json.dumps(record, indent=1) + "\n")
+            record, file = self._record(trainer, pl_module), Path(trainer.default_root_dir, "metrics.json")
+            finished = read_json(file)
+            if finished.get("steps", -1) >= record["steps"]:
+                record = finished | {key: record[key] for key in ("data", "stages", "incomplete")}
+            partial = file.with_name(f"{file.name}.part")
+            partial.write_text(json.dumps(record, indent=1) + "\n")
+            partial.replace(file)
 
     def _record(self, trainer: L.Trainer, learner: L.LightningModule) -> dict[str, Any]:
-        data, steps = getattr(trainer, "datamodule", None), trainer.global_step
+        data, steps = getattr(trainer, "datamodule", None), max(trainer.global_step, self.steps)
         ood = set(getattr(data, "ood", ()))
         stages = {name: {"ood": name in ood} | result for name, result in getattr(learner, "results", {}).items()}
         budget = steps / self.recipe.published_steps if self.recipe.published_steps else None
@@ -252,12 +308,12 @@ class RunRecord(L.Callback):
 
 
 def probe_values(run: Path) -> dict[str, Any]:
-    """Return ``{probe: {"step": n, "scalars": {...}}}`` from the latest artefact of every probe of a run."""
+    """Return ``{probe: {"step": n, "scalars": {...}}}`` from the latest readable artefact of every probe of a run."""
     latest: dict[str, Any] = {}
     for file in run.glob("probes/*/step=*.json"):
-        step = int(file.stem.removeprefix("step="))
-        if step >= latest.get(file.parent.name, {"step": -1})["step"]:
-            latest[file.parent.name] = {"step": step, "scalars": json.loads(file.read_text())["scalars"]}
+        step, scalars = file.stem.removeprefix("step="), read_json(file).get("scalars")
+        if step.isdigit() and scalars is not None and int(step) >= latest.get(file.parent.name, {"step": -1})["step"]:
+            latest[file.parent.name] = {"step": int(step), "scalars": scalars}
     return latest
 
 

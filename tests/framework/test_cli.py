@@ -1,6 +1,7 @@
 """The command line in this process: a run folder, what it refuses, and its messages."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -60,23 +61,85 @@ def test_load_gives_the_trained_network(run):
     assert not learner.training
 
 
-def test_load_names_what_is_missing(tmp_path):
+def test_load_names_what_is_missing(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / "config.yaml").write_text("seed_everything: 1\n")
+    with pytest.raises(ValueError, match=r"config\.yaml says nothing of data and model"):
+        algornn.load(copy)
     with pytest.raises(FileNotFoundError, match=r"No checkpoint at .*best\.ckpt or .*last\.ckpt"):
         algornn.load(tmp_path)
 
 
-def test_test_needs_only_the_run_folder_and_gives_the_same_numbers(run, capsys):
-    before = json.loads((run / "metrics.json").read_text())["stages"]
-    assert cli.main(["test", "--run_dir", str(run)]) == 0
-    assert json.loads((run / "metrics.json").read_text())["stages"] == before
-    assert "names (OOD)" in capsys.readouterr().out
+def test_wall_seconds_are_those_of_the_training_not_of_its_best_checkpoint(run):
+    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]["RunRecord"]
+    assert json.loads((run / "metrics.json").read_text())["wall_seconds"] == pytest.approx(last["seconds"], abs=0.1)
 
 
-def test_a_second_fit_into_the_folder_is_refused_and_changes_nothing(run, capsys):
-    before = {f: f.read_bytes() for f in run.rglob("*") if f.is_file()}
-    assert cli.main(["fit", "--config", str(run / "config.yaml")]) == 2
+@pytest.mark.parametrize("given", ["run_dir", "config"])
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_a_trained_run_needs_only_its_folder_and_stays_as_it_is(run, command, given, capsys):
+    before = content(run)
+    path = {"run_dir": run, "config": run / "config.yaml"}[given]
+    assert cli.main([command, f"--{given}", str(path)]) == 0
+    assert content(run) == before
+    assert ("names (OOD)" in capsys.readouterr().out) == (command == "test")
+
+
+@pytest.mark.parametrize("given", ["run_dir", "config", "foreign"])
+def test_a_second_fit_into_the_folder_is_refused_and_changes_nothing(run, given, capsys, tmp_path):
+    before = content(run)
+    (tmp_path / "foreign.ckpt").write_bytes((run / "checkpoints" / "last.ckpt").read_bytes())
+    args = {
+        "run_dir": ["--run_dir", str(run)],
+        "config": ["--config", str(run / "config.yaml")],
+        "foreign": ["--run_dir", str(run), "--ckpt_path", str(tmp_path / "foreign.ckpt")],
+    }[given]
+    assert cli.main(["fit", *args]) == 2
     assert "--ckpt_path last" in capsys.readouterr().err
-    assert {f: f.read_bytes() for f in run.rglob("*") if f.is_file()} == before
+    assert content(run) == before
+
+
+def test_a_run_from_anothers_configuration_leaves_that_one_alone(run, tmp_path):
+    before = content(run)
+    args = ["--config", str(run / "config.yaml"), "--run_dir", str(tmp_path / "new"), "--trainer.max_steps", "3"]
+    assert cli.main(["fit", *args, "--test_after_fit", "false"]) == 0
+    assert content(run) == before
+    assert (tmp_path / "new" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_a_start_that_fails_leaves_no_run_behind(run, tmp_path, capsys):
+    args = ["fit", "--config", str(run / "config.yaml"), "--run_dir", str(tmp_path), "--trainer.max_steps", "3"]
+    assert cli.main([*args, "--data.batch_size", "1000"]) == 2
+    assert "choose a smaller batch_size" in capsys.readouterr().err
+    assert cli.main([*args, "--test_after_fit", "false"]) == 0
+
+
+@pytest.mark.parametrize("damage", [b"", b"hello", None])
+@pytest.mark.parametrize("command", ["test", "fit"])
+def test_a_damaged_checkpoint_is_said_and_changes_nothing(run, damage, command, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "copy")
+    last = tmp_path / "copy" / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:9000] if damage is None else damage)
+    before = content(tmp_path / "copy")
+    assert cli.main([command, "--run_dir", str(tmp_path / "copy"), "--ckpt_path", "last"]) == 2
+    assert "last.ckpt is damaged" in capsys.readouterr().err
+    assert content(tmp_path / "copy") == before
+
+
+def test_broken_files_of_a_run_do_not_cost_its_results(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    before = json.loads((copy / "metrics.json").read_text())
+    (copy / "metrics.json").write_text("{")
+    (copy / "probes" / "fast_weight" / "step=60.json").write_text("{")
+    (copy / "probes" / "fast_weight" / "step=mine.json").write_text("{}")
+    assert cli.main(["test", "--run_dir", str(copy)]) == 0
+    after = json.loads((copy / "metrics.json").read_text())
+    assert after["stages"] == before["stages"]
+    assert after["probes"]["fast_weight"]["step"] == 40
+
+
+def content(folder: Path) -> dict[Path, bytes]:
+    return {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
 def test_a_checkpoint_of_another_model_is_refused(run, capsys, tmp_path):
@@ -103,6 +166,11 @@ def test_a_checkpoint_of_another_model_is_refused(run, capsys, tmp_path):
         (["list", "modells"], "models, probes, splits or recipes"),
         (["report", "nowhere"], "nowhere"),
         (["reproduce", "quickstrat"], "did you mean 'quickstart'?"),
+        (["reproduce", "quickstart", "--seeds", "0"], "at least 1"),
+        (["fit", "--config", "quickstart", "--data", "TPRRNN"], "a class of another kind"),
+        (["fit", "--config", "quickstart", "--trainer.accelerator", "cpu", "--trainer.devices", "0"], "devices"),
+        (["fit"], "give --config RECIPE"),
+        (["test", "--config", "quickstart"], "Give --run_dir of a trained run"),
     ],
 )
 def test_a_mistake_ends_in_one_plain_sentence_and_writes_nothing(args, told, capsys, tmp_path, monkeypatch):
@@ -120,6 +188,19 @@ def test_an_unknown_class_in_a_yaml_file_is_named(capsys, tmp_path, monkeypatch)
     Path("mine.yaml").write_text(TINY.replace("TPRRNN", "TPRNN"))
     assert cli.main(["fit", "--config", "mine.yaml"]) == 2
     assert "'TPRNN' (did you mean 'TPRRNN'?)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("data: [", "not valid YAML"), ("", "holds no options"), ("- 1", "holds no options")]
+)
+def test_a_broken_configuration_is_named(text, told, capsys, tmp_path):
+    (tmp_path / "mine.yaml").write_text(text)
+    for flag in (["--config", str(tmp_path / "mine.yaml")], [f"--config={tmp_path / 'mine.yaml'}"]):
+        assert cli.main(["fit", *flag]) == 2
+        message = capsys.readouterr().err
+        assert "mine.yaml" in message
+        assert told in message
+        assert message.count("\n") == 1
 
 
 def test_an_override_reaches_what_interpolates_it(capsys, tmp_path, monkeypatch):

@@ -51,6 +51,32 @@ def test_runs_of_another_recipe_or_unfinished_are_refused(recipe, tmp_path, caps
     assert not (tmp_path / "results").exists()
 
 
+def test_the_name_is_that_in_the_recipe_not_that_of_its_file(recipe, tmp_path, capsys):
+    (tmp_path / "tiny.yaml").rename(tmp_path / "copy of tiny.yaml")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.json").write_text(json.dumps({"recipe": "tiny", "seed": 1}))
+    assert cli.main(["reproduce", "copy of tiny.yaml", "--runs", str(run)]) == 0
+    assert (tmp_path / "results" / "tiny.json").is_file()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"runs": 3}'])
+def test_a_broken_results_file_is_said_before_training_and_kept(recipe, text, tmp_path, capsys):
+    file = tmp_path / "results" / "tiny.json"
+    file.parent.mkdir()
+    file.write_text(text)
+    assert cli.main(["reproduce", recipe]) == 2
+    assert "tiny.json is not a results file, or damaged" in capsys.readouterr().err
+    assert file.read_text() == text
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_with_broken_metrics_is_said(recipe, tmp_path, capsys):
+    (tmp_path / "metrics.json").write_text("{")
+    assert cli.main(["reproduce", recipe, "--runs", str(tmp_path)]) == 2
+    assert "metrics.json is damaged" in capsys.readouterr().err
+
+
 def test_recording_appends_and_keeps_what_is_there(recipe, tmp_path):
     folder = tmp_path / "results"
     for seed in (1, 2, 2):
