@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from algornn.triton_kernels import TensorMemory, tensor_memory
+from algornn.triton_kernels.arguments import check_mask, keep_valid
 
 
 class Associations(NamedTuple):
@@ -136,16 +137,17 @@ class TensorProductMemory(nn.Module):
             Outputs ``[B, T, E]`` and the new state ``[B, E, R, E]``.
         """
         # Masked tokens are cleared here already: NaN in them would reach the gradients of the heads.
-        x = x if mask is None else x.masked_fill(~mask[..., None], 0)
+        check_mask(mask, {"B": x.shape[0], "T": x.shape[1]}, like=x)
+        x = keep_valid(x, mask)
         memory = self.write(x, state, mask)
         y = self.read(memory, x, causal=True)
-        return (y if mask is None else y.masked_fill(~mask[..., None], 0)), memory.state
+        return keep_valid(y, mask), memory.state
 
     def fast_weights(self, x: Tensor, state: Tensor | None = None, mask: Tensor | None = None) -> Associations:
         """Return what was written: per token e1 r1 -> e2 and e2 r3 -> e1; the move has no value of its own."""
         heads = self.write_heads(x)
         memory = self._write(heads, state, mask)
-        e1, e2, r1, _, r3 = heads if mask is None else [h.masked_fill(~mask[..., None], 0) for h in heads]
+        e1, e2, r1, _, r3 = (keep_valid(head, mask) for head in heads)
         keys = torch.stack([e1[..., None] * r1[..., None, :], e2[..., None] * r3[..., None, :]], dim=2).flatten(3)
         keys, values = keys.flatten(1, 2), torch.stack([e2, e1], dim=2).flatten(1, 2)
         return Associations(keys, values, torch.ones_like(keys[..., 0]), memory.state.flatten(1, 2))
