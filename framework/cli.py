@@ -17,7 +17,6 @@ from typing import Any
 import lightning as L
 import torch
 from jsonargparse import ArgumentError, set_parsing_settings
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -26,17 +25,9 @@ import algornn
 import algornn.datamodules
 import algornn.probes
 from algornn import recipes
+from algornn.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, RandomState, read_checkpoint
 from algornn.probes.subject import ProbeError
-from algornn.run import (
-    AtomicCheckpointIO,
-    LastCheckpoint,
-    RandomState,
-    Recipe,
-    RunRecord,
-    new_run_folder,
-    read_checkpoint,
-    read_config,
-)
+from algornn.run import Recipe, RunRecord, new_run_folder, read_config
 
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 ROOMS: dict[str, tuple[ModuleType, type]] = {
@@ -120,7 +111,7 @@ class AlgornnCLI(LightningCLI):
         parser.add_argument("--run_dir", type=str | None, help="Run folder; default: runs/NAME/TIME-seedSEED.")
         parser.add_argument("--recipe", type=Recipe, default=Recipe(), help="What the run is meant to show.")
         parser.add_argument("--test_after_fit", type=bool, default=True, help="Test the best checkpoint at the end.")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/sequence_accuracy",
@@ -171,9 +162,12 @@ class AlgornnCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Say where the run is written, and refuse a checkpoint that belongs to another model."""
+        config = self.config[self.subcommand]
         if self.trainer.is_global_zero:
-            print(f"run folder: {self.config[self.subcommand].run_dir}", flush=True)
-        self._check_checkpoint()
+            print(f"run folder: {config.run_dir}", flush=True)
+        if self._check_checkpoint() == 0:
+            # Killed near its first step: begin anew, since from there Lightning 2.6 counts a step too many in its logs.
+            self.config_init[self.subcommand].ckpt_path = None
 
     def before_test(self) -> None:
         """Refuse a checkpoint that belongs to another model."""
@@ -181,11 +175,13 @@ class AlgornnCLI(LightningCLI):
 
     before_validate = before_predict = before_test
 
-    def _check_checkpoint(self) -> None:
-        path = self.config[self.subcommand].get("ckpt_path")
+    def _check_checkpoint(self) -> int | None:
+        """Return the step of the checkpoint that is given, or None."""
+        path = self.config[self.subcommand].ckpt_path
         if path is None:
-            return
-        own, saved = self.model.state_dict(), read_checkpoint(path)["state_dict"]
+            return None
+        checkpoint = read_checkpoint(path)
+        own, saved = self.model.state_dict(), checkpoint["state_dict"]
         shapes = [{name: value.shape for name, value in weights.items()} for weights in (own, saved)]
         wrong = {name for name, _ in shapes[0].items() ^ shapes[1].items()}
         if wrong:
@@ -193,6 +189,7 @@ class AlgornnCLI(LightningCLI):
                 f"{path} holds the weights of another model: {len(wrong)} of them differ in name or shape, such as "
                 f"{min(wrong)}. Use the configuration of that run: --config {Path(path).parent.parent / 'config.yaml'}."
             )
+        return int(checkpoint["global_step"])
 
     def after_fit(self) -> None:
         """Test the best checkpoint, unless told not to, and print the table."""

@@ -66,11 +66,12 @@ def train(config: str, name: str, seed: int, overrides: list[str]) -> Path:
 def record(name: str, config: str, runs: list[Path], folder: Path) -> Path:
     """Append the metrics of `runs` to ``<folder>/<name>.json`` and return that file; what it holds stays as it is."""
     file = folder / f"{name}.json"
-    results = {"recipe": recipe_of(config) | {"name": name}, "runs": read_results(file)}
+    recorded = read_results(file)
     for run in runs:
         metrics = finished(run, name)
-        if metrics not in results["runs"]:
-            results["runs"].append(metrics)
+        if metrics not in recorded:
+            recorded.append(metrics)
+    results = {"recipe": recipe_of(config) | {"name": name}, "runs": recorded}
     folder.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".part")
     partial.write_text(json.dumps(results, indent=1) + "\n")

@@ -114,6 +114,32 @@ def test_a_start_that_fails_leaves_no_run_behind(run, tmp_path, capsys):
     assert cli.main([*args, "--test_after_fit", "false"]) == 0
 
 
+def test_a_run_that_stops_before_its_first_step_begins_anew(tmp_path, monkeypatch):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    folder = tmp_path / "run"
+    args = ["--run_dir", str(folder), "--trainer.max_steps", "4", "--test_after_fit", "false"]
+    with monkeypatch.context() as patch:
+        patch.setattr(algornn.QuestionAnswering, "training_step", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            cli.main(["fit", "--config", str(tmp_path / "tiny.yaml"), *args])
+    assert cli.main(["fit", *args, "--ckpt_path", "last"]) == 0
+    assert sorted(curve(folder, "train/loss")) == [0, 1, 2, 3]
+
+
+def test_a_run_in_a_moved_folder_goes_on_with_its_own_best_checkpoint(run, tmp_path):
+    moved = shutil.copytree(run, tmp_path / "moved here")
+    best = (moved / "checkpoints" / "best.ckpt").read_bytes()
+    before = content(run)
+    args = ["--ckpt_path", "last", "--trainer.max_steps", "61"]
+    assert cli.main(["fit", "--run_dir", str(moved), *args]) == 0
+    assert content(run) == before
+    assert (moved / "checkpoints" / "best.ckpt").read_bytes() == best
+    state = torch.load(moved / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    known = next(value for key, value in state.items() if key.startswith("ModelCheckpoint"))
+    assert known["best_model_path"] == str(moved / "checkpoints" / "best.ckpt")
+    assert list(known["best_k_models"]) == [known["best_model_path"]]
+
+
 @pytest.mark.parametrize("damage", [b"", b"hello", None])
 @pytest.mark.parametrize("command", ["test", "fit"])
 def test_a_damaged_checkpoint_is_said_and_changes_nothing(run, damage, command, tmp_path, capsys):
