@@ -23,6 +23,7 @@ demo: $(LINKS)
 	$(BIN)/algornn fit --config quickstart --run_dir $(DEMO)/quickstart
 	$(BIN)/algornn fit --config quickstart_lstm --run_dir $(DEMO)/quickstart_lstm
 	$(BIN)/algornn report $(DEMO)/quickstart $(DEMO)/quickstart_lstm
+	@echo; echo "next: source $(BIN)/activate; algornn list recipes"
 
 # All three run even when one fails, so that one call shows everything there is to mend.
 test: $(LINKS)

@@ -87,9 +87,9 @@ class SaveConfig(SaveConfigCallback):
 class AlgornnCLI(LightningCLI):
     """LightningCLI with one folder per run, two checkpoints (best and last), and a test after training."""
 
-    def __init__(self, args: list[str]) -> None:
+    def __init__(self, args: list[str], typed: list[str]) -> None:
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-        self.command = shlex.join(["algornn", *args])
+        self.command = shlex.join(["algornn", *typed])
         settings = {"parser_mode": "omegaconf+", "exit_on_error": False}
         super().__init__(
             L.LightningModule,
@@ -170,10 +170,15 @@ class AlgornnCLI(LightningCLI):
             self.config_init[self.subcommand].ckpt_path = None
 
     def before_test(self) -> None:
+        """Refuse a checkpoint that belongs to another model; leave the printing to our own table."""
+        self._check_checkpoint()
+        self.config_init[self.subcommand].verbose = False
+
+    def before_validate(self) -> None:
         """Refuse a checkpoint that belongs to another model."""
         self._check_checkpoint()
 
-    before_validate = before_predict = before_test
+    before_predict = before_validate
 
     def _check_checkpoint(self) -> int | None:
         """Return the step of the checkpoint that is given, or None."""
@@ -280,9 +285,10 @@ def list_names(what: str) -> list[str]:
         raise ValueError(f"`algornn list` takes models, probes, splits or recipes, got {what!r}.")
     room, base = ROOMS[what]
     classes = {name: getattr(room, name) for name in sorted(room.__all__)}
-    return [
-        _line(name, c) for name, c in classes.items() if isinstance(c, type) and issubclass(c, base) and c is not base
-    ]
+    listed = {name: c for name, c in classes.items() if isinstance(c, type) and issubclass(c, base) and c is not base}
+    if what == "splits":
+        listed = {name: c for name, c in listed.items() if hasattr(c, "splits")}
+    return [_line(name, c) for name, c in listed.items() if not issubclass(c, L.LightningModule)]
 
 
 def _line(name: str, listed: type) -> str:
@@ -299,7 +305,7 @@ def run(args: list[str]) -> None:
     elif command == "--version":
         print(algornn.__version__)
     elif command in LIGHTNING_COMMANDS:
-        AlgornnCLI([command, *resolve_recipes(_default_config(rest))])
+        AlgornnCLI([command, *resolve_recipes(_default_config(rest))], typed=args)
     elif command == "list":
         print("\n".join(list_names(rest[0] if rest else "models")))
     elif command == "reproduce":
@@ -357,6 +363,7 @@ def main(args: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+    sys.path.append("")  # classes of the user's own in the working folder; last, so that they hide nothing
     try:
         run(list(sys.argv[1:] if args is None else args))
     except (ArgumentError, MisconfigurationException, ProbeError, ValueError, TypeError, OSError, EOFError) as error:

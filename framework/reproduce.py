@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -40,19 +41,30 @@ def main(args: list[str]) -> None:
     config = recipes.path(asked.recipe)
     name = recipe_of(config).get("name") or Path(config).stem
     read_results(asked.results / f"{name}.json")  # before hours of training, not after
-    runs = asked.runs or [train(config, name, seed, overrides) for seed in range(1, asked.seeds + 1)]
+    runs = asked.runs or [train(asked.recipe, name, seed, overrides) for seed in range(1, asked.seeds + 1)]
     file = record(name, config, runs, asked.results)
     print(f"{result_table(runs)}\n\nresults file: {file}")
 
 
-def train(config: str, name: str, seed: int, overrides: list[str]) -> Path:
-    """Run ``algornn fit`` for one seed in a process of its own and return its run folder."""
+def train(recipe: str, name: str, seed: int, overrides: list[str]) -> Path:
+    """Run ``algornn fit`` for one seed in a process of its own and return its run folder.
+
+    Raises:
+        FileExistsError: the folder holds a finished run of other options.
+        ChildProcessError: training failed.
+    """
     run = Path("runs", name, f"seed={seed}")
+    fit = ["fit", "--config", recipe, "--run_dir", str(run), "--seed_everything", str(seed), "--data.seed", str(seed)]
+    fit += overrides
     if (run / "metrics.json").is_file():
+        before = str(read_json(run / "metrics.json").get("command")).removesuffix(" --ckpt_path last")
+        if before != shlex.join(["algornn", *fit]):
+            raise FileExistsError(
+                f"{run} holds a run with other options: {before}. Move it away, or give it as --runs."
+            )
         print(f"seed {seed}: already finished in {run}", flush=True)
         return run
-    command = [sys.executable, "-m", "algornn.cli", "fit", "--config", config, "--run_dir", str(run)]
-    command += ["--seed_everything", str(seed), "--data.seed", str(seed), *overrides]
+    command = [sys.executable, "-m", "algornn.cli", *fit]
     if (run / "checkpoints" / "last.ckpt").is_file():
         print(f"seed {seed}: going on from {run / 'checkpoints' / 'last.ckpt'}", flush=True)
         command += ["--ckpt_path", "last"]

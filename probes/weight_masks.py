@@ -15,6 +15,7 @@ logits: that of a weight without gradient falls by `lr` in each step and crosses
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from itertools import pairwise
@@ -48,7 +49,7 @@ class WeightMaskProbe(Probe):
     Args:
         tasks: {name: loader}; None: split the probe's batches by their `group` field; a list of names: those of them.
         loss: `loss(call, batch)`, as in `Probe`.
-        steps: of mask learning; more than `INIT / lr` for any weight to be dropped.
+        steps: of mask learning; more than 2 / lr, the steps in which the logit of an unused weight falls to zero.
         lr: learning rate of Adam on the logits.
         beta: strength of the penalty.
         samples: masks per step, each for an equal slice of the batch.
@@ -94,6 +95,12 @@ class WeightMaskProbe(Probe):
 
     def measure(self, subject: Subject) -> ProbeResult:
         """Learn and evaluate every mask, then compare them."""
+        if self.steps * self.lr <= INIT:
+            warnings.warn(
+                f"WeightMaskProbe can drop no weight in {self.steps} steps: every mask will be full. "
+                f"Set steps above {INIT / self.lr:.0f}, or raise lr.",
+                stacklevel=2,
+            )
         tasks = self._tasks(subject)
         weights = maskable(subject.model, self.masked)
         jobs = [(UNMASKED, 0), (CONTROL, 0), *((task, repeat) for task in tasks for repeat in range(self.repeats))]

@@ -23,7 +23,7 @@ class QuestionAnswering(L.LightningModule):
         optimizer: called with the parameters.
         warmup_steps: optimizer steps at the start with a reduced learning rate.
         warmup_factor: the factor of the learning rate during these steps.
-        cooldown_steps: optimizer steps at the end over which the learning rate falls linearly to 0.
+        cooldown: share of the training, at its end, over which the learning rate falls linearly to 0.
         length_groups: shares of a batch, from its shortest stories to its longest, that are computed apart, each
             padded to its own longest story: the gradient of the whole batch in less time. ``(0.75, 0.25)`` suits bAbI.
 
@@ -36,7 +36,7 @@ class QuestionAnswering(L.LightningModule):
         optimizer: Callable[[Iterable], torch.optim.Optimizer] = TFNadam,
         warmup_steps: int = 0,
         warmup_factor: float = 0.1,
-        cooldown_steps: int = 0,
+        cooldown: float = 0.0,
         length_groups: tuple[float, ...] = (1.0,),
     ) -> None:
         super().__init__()
@@ -44,7 +44,9 @@ class QuestionAnswering(L.LightningModule):
             raise ValueError(f"`length_groups` must be positive shares that sum to 1, got {length_groups}.")
         self.model = model
         self.optimizer = optimizer
-        self.warmup_steps, self.warmup_factor, self.cooldown_steps = warmup_steps, warmup_factor, cooldown_steps
+        if not 0 <= cooldown <= 1:
+            raise ValueError(f"`cooldown` must be a share of the training between 0 and 1, got {cooldown}.")
+        self.warmup_steps, self.warmup_factor, self.cooldown = warmup_steps, warmup_factor, cooldown
         self.length_groups = tuple(length_groups)
         self.scores: dict[str, ExampleScores] = {}
         self.results: dict[str, dict[str, Any]] = {}
@@ -74,9 +76,10 @@ class QuestionAnswering(L.LightningModule):
     def _learning_rate_factor(self, step: int) -> float:
         if step < self.warmup_steps:
             return self.warmup_factor
-        if not self.cooldown_steps:
+        if not self.cooldown:
             return 1.0
-        return max(0.0, min(1.0, (self.trainer.estimated_stepping_batches - step) / self.cooldown_steps))
+        steps = self.trainer.estimated_stepping_batches
+        return max(0.0, min(1.0, (steps - step) / (self.cooldown * steps)))
 
     def configure_gradient_clipping(
         self,

@@ -72,6 +72,9 @@ class TensorProductMemory(nn.Module):
     :math:`i_1 = N_1(S(n, l_1)), i_2 = N_2(S(i_1, l_2)), i_3 = N_3(S(i_2, l_3))`, answer :math:`i_1 + i_2 + i_3`, where
     :math:`N(z) = g (z - \bar z) / \sqrt{\mathrm{var}\, z + 10^{-7}} + b` with scalar g, b.
 
+    Keys are not normalised: where :math:`\|e\|^2 \|r\|^2 > 2` the update expands, and long sequences overflow. Keep the
+    inputs small, as the sentence encoder of `TPRRNN` does (entries of about 0.1, not of unit variance).
+
     Args:
         input_size: width D of tokens and queries.
         entity_size: E.

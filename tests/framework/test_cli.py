@@ -47,6 +47,7 @@ def test_metrics_json_has_every_test_set_by_group_and_the_machine(run):
         right = sum(g["examples"] * g["sequence_accuracy"] for g in stage["groups"].values())
         assert right / 151 == pytest.approx(stage["sequence_accuracy"], abs=1e-6)
     assert metrics["steps"] == 60
+    assert metrics["command"].startswith("algornn fit --config ")
     assert metrics["seed"] == 3
     assert metrics["model"] == "TPRRNN"
     assert metrics["probes"]["fast_weight"]["step"] == 60

@@ -29,9 +29,12 @@ def test_seeds_are_trained_recorded_and_not_trained_again(recipe, tmp_path, capf
     assert "reproduced" not in shown.replace("not reproduced", "")
 
     before = (tmp_path / "results" / "tiny.json").read_bytes()
-    assert cli.main(["reproduce", recipe, "--seeds", "2"]) == 0
+    assert cli.main(["reproduce", recipe, "--seeds", "2", "--trainer.max_steps", "30"]) == 0
     assert (tmp_path / "results" / "tiny.json").read_bytes() == before
     assert "already finished" in capfd.readouterr().out
+    assert cli.main(["reproduce", recipe, "--seeds", "2"]) == 2  # these runs are not the recipe's own
+    assert "holds a run with other options: algornn fit --config tiny.yaml" in capfd.readouterr().err
+    assert (tmp_path / "results" / "tiny.json").read_bytes() == before
 
 
 def test_a_seed_that_fails_is_said_in_one_sentence(recipe, tmp_path, capfd):

@@ -99,7 +99,7 @@ def test_wrong_shares_are_named(shares):
 
 def test_warm_up_and_cool_down(world, tmp_path):
     learner = QuestionAnswering(
-        reader(world), partial(TFNadam, lr=0.01), warmup_steps=5, warmup_factor=0.25, cooldown_steps=8
+        reader(world), partial(TFNadam, lr=0.01), warmup_steps=5, warmup_factor=0.25, cooldown=0.4
     )
     recorder = Recorder()
     trainer(tmp_path, max_steps=20, callbacks=[recorder]).fit(learner, world)
