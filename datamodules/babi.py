@@ -4,10 +4,12 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
 
 from algornn.datamodules.files import cache_dir, download, find, read_text, search_dirs, unpack
+from algornn.datamodules.split_datamodule import check_whole
 from algornn.datamodules.story import PAD, StoryDataModule, StoryDataset
 
 URLS = ("http://www.thespermwhale.com/jaseweston/babi/tasks_1-20_v1-2.tar.gz",)
@@ -113,6 +115,7 @@ class BAbI(StoryDataModule):
         max_sentences: Sentences kept at the end of a story; None: 70, or 130 if task 3 is the only one.
 
     Raises:
+        TypeError: A number that is not whole.
         ValueError: Unknown split or task, or `max_sentences` below 1.
 
     Attributes:
@@ -137,10 +140,11 @@ class BAbI(StoryDataModule):
         max_sentences: int | None = None,
     ) -> None:
         super().__init__(split, data_dir, batch_size, seed)
-        chosen = range(1, 21) if tasks is None else [tasks] if isinstance(tasks, int) else tasks
-        self.tasks = tuple(sorted(set(chosen)))
-        if not self.tasks or not set(self.tasks) <= set(range(1, 21)):
+        chosen = range(1, 21) if tasks is None else tasks if isinstance(tasks, Sequence) else [tasks]
+        if not chosen or not all(isinstance(task, Integral) and 1 <= task <= 20 for task in chosen):
             raise ValueError(f"tasks are numbers from 1 to 20, one or a list or none for all, not {tasks!r}.")
+        self.tasks = tuple(sorted({int(task) for task in chosen}))
+        check_whole(max_sentences=max_sentences or 0)
         if max_sentences is not None and max_sentences < 1:
             raise ValueError(
                 f"max_sentences must be at least 1 (or none for the published limit), not {max_sentences}."

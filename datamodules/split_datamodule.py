@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -54,6 +55,13 @@ def check_name(kind: str, name: str, names: Sequence[str]) -> str:
     closest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
     hint = f"; did you mean {closest[0]!r}?" if closest else "."
     raise ValueError(f"{kind} {name!r} is unknown, expected one of {', '.join(map(repr, names))}{hint}")
+
+
+def check_whole(**numbers: object) -> None:
+    """Raise a TypeError unless all `numbers` are whole: a size of 330.5 would never be reached."""
+    for name, number in numbers.items():
+        if not isinstance(number, Integral):
+            raise TypeError(f"{name} must be a whole number, not {number!r}.")
 
 
 class EpochOrder:
@@ -170,6 +178,7 @@ class SplitDataModule(LightningDataModule):
         seed: Seed of the order of training (and of the data, where they are generated).
 
     Raises:
+        TypeError: A batch size or seed that is not a whole number.
         ValueError: Unknown split, batch size below 1 or negative seed.
     """
 
@@ -184,6 +193,7 @@ class SplitDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.split = check_name("split", split, self.splits)
+        check_whole(batch_size=batch_size, seed=seed)
         if batch_size < 1:
             raise ValueError(f"batch_size is the number of examples per batch, expected at least 1, not {batch_size}.")
         if seed < 0:

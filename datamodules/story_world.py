@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from algornn.datamodules.split_datamodule import generator
+from algornn.datamodules.split_datamodule import check_whole, generator
 from algornn.datamodules.story import PAD, StoryDataModule, StoryDataset
 
 T = TypeVar("T")
@@ -274,6 +274,7 @@ class StoryWorld(StoryDataModule):
         test_size: Number of questions of every other stage.
 
     Raises:
+        TypeError: A number that is not whole.
         ValueError: Unknown split, or a size below 150 (too small to balance the answers).
 
     Attributes:
@@ -296,6 +297,7 @@ class StoryWorld(StoryDataModule):
         test_size: int = 2_000,
     ) -> None:
         super().__init__(split, data_dir, batch_size, seed)
+        check_whole(train_size=train_size, test_size=test_size)
         if min(train_size, test_size) < _LEAST_SIZE:
             raise ValueError(
                 f"train_size and test_size must be at least {_LEAST_SIZE}, for balanced answers, "

@@ -168,6 +168,9 @@ def test_bad_sizes_are_refused():
         Numbers("small", batch_size=51).train_dataloader()
     with pytest.raises(ValueError, match="at least one batch of 2 x 26"):
         EpochOrder(("x",), 50, 26, 0, 2)
+    for wrong in ({"batch_size": 2.5}, {"batch_size": "8"}, {"seed": 1.5}):
+        with pytest.raises(TypeError, match=f"{next(iter(wrong))} must be a whole number, not"):
+            Numbers("small", **wrong)
 
 
 class Recorder(LightningModule):

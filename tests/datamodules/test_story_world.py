@@ -235,6 +235,8 @@ def test_bad_arguments():
         StoryWorld("name")
     with pytest.raises(ValueError, match="must be at least 150, for balanced answers, not 149 and 2000"):
         StoryWorld(train_size=149)
+    with pytest.raises(TypeError, match=r"train_size must be a whole number, not 330\.5"):
+        StoryWorld(train_size=330.5)
     smallest = StoryWorld(train_size=150, test_size=150)
     assert [len(smallest.examples(stage)) for stage in smallest.stages] == [150] * 6
 
