@@ -19,6 +19,8 @@ help:
 	@echo "make docs   build the documentation into site/"
 	@echo "make clean  remove the environment and everything that was built"
 
+# One thread: at these sizes a second one only waits for the first.
+demo: export OMP_NUM_THREADS = 1
 demo: $(LINKS)
 	$(BIN)/algornn fit --config quickstart --run_dir $(DEMO)/quickstart
 	$(BIN)/algornn fit --config quickstart_lstm --run_dir $(DEMO)/quickstart_lstm
