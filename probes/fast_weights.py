@@ -53,7 +53,7 @@ class FastWeightProbe(Probe):
       key is asked for the value of another.
 
     Means are over examples for rank and interference, over associations for recall (error: those whose value is not
-    zero). An association counts unless its key is zero. Arithmetic is float64.
+    zero), in each case over the finite ones. An association counts unless its key is zero. Arithmetic is float64.
 
     Args:
         at: path of the module that owns the fast weights; None: the first module that offers `fast_weights`.
@@ -124,10 +124,13 @@ def spectrum_of(state: Tensor) -> dict[str, Tensor]:
     """Singular values ``[B, min(K, V)]`` of states ``[B, K, V]``, largest first, and the three ranks ``[B]``.
 
     They come from the Gram matrix of the smaller side in float64: relative error about 1e-8 of the largest.
+    A state that is not finite has no spectrum: not a number, rather than an error that would end a diverging training.
     """
     state = state.double()
     small = state.transpose(1, 2) if state.shape[1] >= state.shape[2] else state
-    power = torch.linalg.eigvalsh(small @ small.transpose(1, 2)).flip(-1).clamp(min=0)
+    gram = small @ small.transpose(1, 2)
+    finite = gram.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
+    power = torch.linalg.eigvalsh(gram.where(finite, 0)).flip(-1).clamp(min=0).where(finite[:, 0], torch.nan)
     sigma = power.sqrt()
     total = sigma.sum(-1, keepdim=True)
     full = total[:, 0] > 0
@@ -223,7 +226,7 @@ def _report(parts: list[dict[str, Tensor]]) -> ProbeResult:
             zeros = torch.zeros(len(by_age["age"]), dtype=torch.float64)
             count = torch.bincount(age[known], minlength=len(zeros))
             by_age[key] = (zeros.index_add(0, age[known], value[known]) / count).tolist()
-    spectrum = (sigma / sigma[:, :1].where(sigma[:, :1] > 0, 1)).mean(0)
+    spectrum = (sigma / sigma[:, :1].where(sigma[:, :1] > 0, 1)).nanmean(0)
     tables = {"recall_by_age": by_age, "spectrum": spectrum.tolist()}
     return ProbeResult(scalars, tables, _figures(tables))
 

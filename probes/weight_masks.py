@@ -80,9 +80,14 @@ class WeightMaskProbe(Probe):
         score: Callable[[Any, Any], Tensor] | None = None,
         **schedule: Any,
     ) -> None:
+        if tasks is not None and not tasks:
+            raise ValueError("tasks is empty: name at least one task, or leave it out to split batches by their group.")
         if isinstance(tasks, Mapping) and schedule.get("loader") is None:
             schedule["loader"] = next(iter(tasks.values()))
         super().__init__(loss=loss, **schedule)
+        for name, value in {"steps": steps, "lr": lr, "samples": samples, "repeats": repeats}.items():
+            if value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}.")
         self.tasks = tasks
         self.steps = steps
         self.lr = lr
@@ -178,6 +183,8 @@ class WeightMaskProbe(Probe):
 
             size = size_of(batch)
             loss += float(subject.loss(recorded, batch)) * size
+            if not outputs:
+                raise ValueError("The loss never calls the model: loss(call, batch) must use call(*forward_args).")
             accuracy += float((self.score or accuracy_of)(outputs[-1], batch).double().mean()) * size
             total += size
         return loss / total, accuracy / total

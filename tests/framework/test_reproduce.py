@@ -78,6 +78,10 @@ def test_a_run_with_broken_metrics_is_said(recipe, tmp_path, capsys):
     (tmp_path / "metrics.json").write_text("{")
     assert cli.main(["reproduce", recipe, "--runs", str(tmp_path)]) == 2
     assert "metrics.json is damaged" in capsys.readouterr().err
+    (tmp_path / "runs" / "tiny" / "seed=1").mkdir(parents=True)
+    (tmp_path / "metrics.json").rename(tmp_path / "runs" / "tiny" / "seed=1" / "metrics.json")
+    assert cli.main(["reproduce", recipe]) == 2
+    assert "metrics.json is damaged" in capsys.readouterr().err
 
 
 def test_recording_appends_and_keeps_what_is_there(recipe, tmp_path):

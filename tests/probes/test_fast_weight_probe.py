@@ -136,6 +136,21 @@ def test_an_empty_memory_is_reported_as_empty():
     assert '"recall_error": null' in result.to_json()
 
 
+@pytest.mark.parametrize("broken", [math.nan, math.inf, 1e200])
+def test_a_state_that_is_not_finite_ends_no_measurement(broken):
+    keys, values = unit(2, 3, 4, seed=0), unit(2, 3, 5, seed=1)
+    trace = sum_rule(keys, values)
+    state = torch.stack([trace.state[0], torch.full((4, 5), broken, dtype=torch.float64)])
+    result = measure(trace._replace(state=state))
+    alone = measure(sum_rule(keys[:1], values[:1]))
+    for name in ("effective_rank", "stable_rank", "participation_ratio", "state_norm"):
+        assert result.scalars[name] == pytest.approx(alone.scalars[name])
+    assert result.tables["spectrum"] == pytest.approx(alone.tables["spectrum"])
+    assert math.isnan(
+        measure(trace._replace(state=torch.full((2, 4, 5), broken, dtype=torch.float64))).scalars["effective_rank"]
+    )
+
+
 def test_a_value_of_zero_does_not_spoil_the_mean():
     keys, values = torch.eye(3)[None].double(), torch.tensor([[[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]]]).double()
     assert measure(sum_rule(keys, values)).scalars["recall_error"] == 0.0

@@ -194,6 +194,14 @@ def test_embeddings_norms_and_biases_are_not_masked_unless_asked_for():
 
 
 def test_mistakes_are_named():
+    with pytest.raises(ValueError, match="tasks is empty"):
+        WeightMaskProbe(tasks={})
+    pair = [(torch.ones(4, 2), torch.zeros(4, dtype=torch.long))]
+    with pytest.raises(ValueError, match="never calls the model"):
+        WeightMaskProbe(tasks={"a": pair}, loss=lambda call, batch: torch.tensor(1.0)).run(nn.Linear(2, 2))
+    for wrong in ({"steps": 0}, {"lr": 0.0}, {"samples": -1}, {"repeats": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be positive"):
+            WeightMaskProbe(**wrong)
     with pytest.raises(ValueError, match=r"tasks names \['fourth'\]"):
         WeightMaskProbe(["fourth"]).run(Learner(), loader(31))
     with pytest.raises(ValueError, match="tensor field 'group'"):
