@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tiny_runs import TINY, curve
 
 import algornn
 from algornn import cli, recipes
-from tests.framework.tiny_runs import TINY, curve
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from tiny_runs import TINY
 
 from algornn import cli, reproduce
-from tests.framework.tiny_runs import TINY
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from tests.framework.tiny_runs import TINY, algornn, command, curve, environment
+from tiny_runs import TINY, algornn, command, curve, environment
 
 
 @pytest.fixture
