@@ -1,14 +1,9 @@
-"""What every operator does with its arguments, once: shapes, dtypes, masks, half precision, the choice of backend."""
+"""What every operator does with its arguments, once: shapes, dtypes, masks, half precision."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
-
-Backends = Sequence[str]
 
 
 def check_tensor(
@@ -64,22 +59,6 @@ def check_mask(mask: Tensor | None, sizes: dict[str, int], like: Tensor) -> None
         raise ValueError(f"`mask` must have the shape [B={sizes['B']}, T={sizes['T']}], got {list(mask.shape)}.")
     if mask.device != like.device:
         raise ValueError(f"`mask` must be on {like.device} like the other arguments, got {mask.device}.")
-
-
-def choose_backend(backend: str, available: Backends) -> str:
-    """Return the backend to run: `backend` itself, or the torch form for ``"auto"``.
-
-    Raises:
-        ValueError: `backend` is not one of ``auto`` and `available`.
-    """
-    if backend == "auto":
-        return "torch"
-    if backend not in available:
-        names = ("auto", *available)
-        close = difflib.get_close_matches(str(backend), names, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"`backend` must be one of {', '.join(map(repr, names))}, got {backend!r}{hint}.")
-    return backend
 
 
 def keep_valid(tensor: Tensor, mask: Tensor | None, fill: float = 0.0) -> Tensor:

@@ -12,10 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from algornn.triton_kernels.arguments import accumulation_dtype, check_mask, check_tensor, choose_backend, keep_valid
+from algornn.triton_kernels.arguments import accumulation_dtype, check_mask, check_tensor, keep_valid
+from algornn.triton_kernels.chunks import check_chunk, decay_weights, not_before
+from algornn.triton_kernels.dispatch import choose_backend
 
 Pair = tuple[Tensor, Tensor]
-BACKENDS = ("torch", "reference")
 ROWS_PER_SOLVE = 200  # above this many rows, blocks of CHUNK tokens are faster than one triangular solve
 CHUNK = 32
 
@@ -171,7 +172,7 @@ def tensor_memory(
     _check_keys(write, erase, chunk)
     x = _Inputs(write, values, _erase_keys(write, erase), beta, decay, clamp, initial_state, mask)
     _check(x)
-    backend = choose_backend(backend, BACKENDS)
+    backend = choose_backend("tensor_memory", backend, values, lambda: "there are no kernels yet")
     with torch.autocast(values.device.type, enabled=False):
         x = _prepare(x)
         return _loop(x, values.dtype) if backend == "reference" else _gram(x, chunk, values.dtype)
@@ -216,10 +217,7 @@ def _check_keys(write: Pair, erase: Pair | bool | None, chunk: int | None) -> No
         optional = name == "erase" and (pair is None or pair is False)
         if not optional and not (isinstance(pair, (tuple, list)) and len(pair) == 2):
             raise TypeError(f"`{name}` must be a pair (entities, roles) of tensors, got {type(pair).__name__}.")
-    if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool)):
-        raise TypeError(f"`chunk` must be a whole number of tokens, got {chunk!r}. Leave it out to have it chosen.")
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"`chunk` must be at least 1 token, got {chunk}. Leave it out to have it chosen.")
+    check_chunk(chunk)
 
 
 def _check(x: _Inputs) -> None:
@@ -269,7 +267,7 @@ def _gram(x: _Inputs, chunk: int | None, dtype: torch.dtype) -> TensorMemory:
     if T and x.clamp:
         u, weight = _clamped_scan(x)
     else:
-        weight = None if x.decay is None or not T else _decay_weights(x.decay)
+        weight = None if x.decay is None or not T else decay_weights(x.decay)
         u = v if x.beta is None else v * x.beta[..., None]
         if x.erase is not None and T:
             u = _solve(x, x.erase, weight, chunk or (T if T * M <= ROWS_PER_SOLVE else CHUNK))
@@ -295,27 +293,12 @@ def _solve(x: _Inputs, erase: Pair, weight: Pair | None, chunk: int) -> Tensor:
             rhs = rhs - (first if weight is None else first * weight[1][:, tokens, None].repeat_interleave(M, 1))
         if solved:
             rhs = rhs - gram[:, :, : start * M] @ torch.cat(solved, 1)
-        system = gram[:, :, start * M :].masked_fill(_not_before(stop - start, M, v.device), 0)
+        system = gram[:, :, start * M :].masked_fill(not_before(stop - start, v.device, rows=M), 0)
         if x.beta is not None:
             strength = x.beta[:, tokens].flatten(1, 2)[..., None]
             system, rhs = strength * system, strength * rhs
         solved.append(torch.linalg.solve_triangular(system, rhs, upper=False, unitriangular=True))
     return torch.cat(solved, 1).unflatten(1, (T, M))
-
-
-def _not_before(tokens: int, M: int, device: torch.device) -> Tensor:
-    """[n, n] bool: True unless the column's token is before the row's; writes of one token do not see each other."""
-    token = torch.arange(tokens, device=device).repeat_interleave(M)
-    return token[:, None] <= token
-
-
-def _decay_weights(decay: Tensor) -> Pair:
-    """Products of decays over (s, t], ``[B, T, T]`` (0 above the diagonal), and over [1, t], ``[B, T]``."""
-    T = decay.shape[1]
-    after = torch.ones(T, T, dtype=torch.bool, device=decay.device).tril(-1)
-    # A running product down each column; not a quotient of products, so that a decay of 0 is exact.
-    factor = torch.where(after, decay[:, :, None], 1.0)
-    return factor.cumprod(1).tril(), decay.cumprod(1)
 
 
 def _clamped_scan(x: _Inputs) -> tuple[Tensor, Pair]:

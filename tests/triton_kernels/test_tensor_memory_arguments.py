@@ -145,9 +145,9 @@ def test_a_state_of_half_precision_inputs_is_float32_or_half():
         (
             {"backend": "tirch"},
             ValueError,
-            "`backend` must be one of 'auto', 'torch', 'reference', got 'tirch' (did you mean 'torch'?).",
+            "`backend` must be one of 'auto', 'triton', 'torch', 'reference', got 'tirch' (did you mean 'torch'?).",
         ),
-        ({"backend": None}, ValueError, "`backend` must be one of 'auto', 'torch', 'reference', got None."),
+        ({"backend": None}, ValueError, "`backend` must be one of 'auto', 'triton', 'torch', 'reference', got None."),
     ],
 )
 def test_other_mistakes(change, kind, message):
