@@ -10,19 +10,14 @@ repeats); memory is the growth of the process's peak resident set, each side in 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
-import statistics
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from measure import in_a_process, measure, write_results
 from torch import Tensor
 
-from algornn.run import provenance
 from algornn.triton_kernels import tensor_memory
 
 E, R = 90, 20
@@ -83,26 +78,6 @@ def inputs(batch: int, tokens: int, dtype: torch.dtype = torch.float32) -> dict[
     return x | {"n": draw(batch, E)} | {k: draw(batch, R) for k in ("l1", "l2", "l3")}
 
 
-def measure(side: str, batch: int, tokens: int, repeats: int) -> dict[str, float]:
-    """Seconds of processor time per pass and growth of the peak resident set in MB, in this process."""
-    torch.set_num_threads(1)
-    step("gram", inputs(2, 2)), step("literal", inputs(2, 2))
-    ctypes.CDLL(None).malloc_trim(0)  # give free pages back, or they would hide what the passes take
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to what is resident now
-    before, x, seconds = resident("VmRSS"), inputs(batch, tokens), []
-    for _ in range(repeats + 1):
-        start = time.process_time()
-        step(side, x)
-        seconds.append(time.process_time() - start)
-    return {"seconds": statistics.median(seconds[1:]), "peak_mb": resident("VmHWM") - before}
-
-
-def resident(field: str) -> float:
-    """Resident memory of this process in MB: now (VmRSS) or at its peak (VmHWM)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
-
-
 def agreement(tokens: int) -> float:
     """Largest relative difference of output and gradients between the two sides in float64."""
     x = inputs(2, tokens, torch.float64)
@@ -118,13 +93,15 @@ def main() -> None:
     parser.add_argument("--side", choices=("literal", "gram"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        print(json.dumps(measure(args.side, args.batch, args.tokens[0], 2 if args.side == "literal" else 15)))
+        x, small = inputs(args.batch, args.tokens[0]), inputs(2, 2)
+        repeats = 2 if args.side == "literal" else 15
+        print(json.dumps(measure(lambda: step(args.side, x), repeats, lambda: step(args.side, small))))
         return
     rows = []
     print("| T | literal s | ours s | ratio | literal MB | ours MB | ratio | agreement |\n|" + "---|" * 8)
     for tokens in args.tokens:
-        command = [sys.executable, __file__, "--batch", str(args.batch), "--tokens", str(tokens), "--side"]
-        ours, theirs = (json.loads(subprocess.check_output([*command, side])) for side in ("gram", "literal"))
+        how = ("--batch", args.batch, "--tokens", tokens, "--side")
+        ours, theirs = (in_a_process(__file__, *how, side) for side in ("gram", "literal"))
         row = {"tokens": tokens, "batch": args.batch, "literal": theirs, "gram": ours, "agreement": agreement(tokens)}
         row["time_ratio"] = theirs["seconds"] / ours["seconds"]
         row["memory_ratio"] = theirs["peak_mb"] / ours["peak_mb"]
@@ -134,10 +111,7 @@ def main() -> None:
             f"| {theirs['peak_mb']:.0f} | {ours['peak_mb']:.0f} | {row['memory_ratio']:.0f} | {row['agreement']:.0e} |",
             flush=True,
         )
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        torch.set_num_threads(1)
-        args.out.write_text(json.dumps({"rows": rows} | provenance(), indent=1) + "\n")
+    write_results(args.out, rows)
 
 
 if __name__ == "__main__":
