@@ -98,7 +98,8 @@ def differentiable(
         forward: tensors (some of them optional), then whole numbers, all positional and typed, to a tuple of new
             tensors: the outputs, then whatever `backward` wants kept.
         backward: called with the gradients of the outputs (None where there is none), the tensor arguments (None where
-            one was not given), all outputs, and the whole numbers; returns the gradients of the arguments given.
+            one was not given), all outputs, and the whole numbers; returns the gradients of the floating-point
+            arguments that were given (masks have none), in their order.
         fake: `forward` in shapes alone.
         composite: the outputs, without what is kept, from the same arguments by differentiable torch operations.
     """
@@ -113,7 +114,8 @@ def differentiable(
 
     @gradient.register_fake
     def _(gradients: Tensors, inputs: Tensors, outputs: list[Tensor], numbers: list[int]) -> list[Tensor]:
-        return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs if x is not None]
+        given = [x for x in inputs if x is not None and x.is_floating_point()]
+        return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in given]
 
     def keep(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
         ctx.places = [i for i, x in enumerate(inputs) if isinstance(x, Tensor)]
@@ -133,10 +135,8 @@ def differentiable(
         else:
             dense = [None if g is None else g.contiguous() for g in gradients]
             found = gradient(dense, arguments[: ctx.tensor_count], list(outputs), ctx.numbers)
-        result: list[Tensor | None] = [None] * len(arguments)
-        for place, value in zip(ctx.places, found, strict=True):
-            result[place] = value
-        return tuple(result)
+        values = iter(found)
+        return tuple(next(values) if isinstance(x, Tensor) and x.is_floating_point() else None for x in arguments)
 
     function.register_autograd(pull, setup_context=keep)
     return function
@@ -148,7 +148,7 @@ def _differentiable_gradients(
     """Compute the gradients of `composite` in a way that can be differentiated again."""
     # A view of each, so that gradients stop at an argument even where another was computed from it or is the same.
     arguments = [x.view_as(x) if isinstance(x, Tensor) else x for x in arguments]
-    given = [x for x in arguments if isinstance(x, Tensor)]
+    given = [x for x in arguments if isinstance(x, Tensor) and x.is_floating_point()]
     pairs = [(y, g) for y, g in zip(composite(*arguments), gradients, strict=False) if g is not None]
     outputs, cotangents = zip(*[(y, g) for y, g in pairs if y.requires_grad], strict=True)
     wanted = [x for x in given if x.requires_grad]

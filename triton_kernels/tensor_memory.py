@@ -1,50 +1,33 @@
 r"""Memory with tensor-product keys, several simultaneous writes per token.
 
 A key is the outer product of an entity and a role vector, :math:`p = e \otimes r`, so every inner product of two keys
-is a product of two small ones, :math:`p \cdot q = (e_p \cdot e_q)(r_p \cdot r_q)`. The torch form below uses only these
-products (the Gram form): neither the keys nor the state :math:`S \in R^{E \times R \times V}` is ever built.
+is a product of two small ones, :math:`p \cdot q = (e_p \cdot e_q)(r_p \cdot r_q)`. The Gram form
+(`tensor_memory_gram`) uses only these products: neither the keys nor, within a segment of tokens, the state
+:math:`S \in R^{E \times R \times V}` is ever built.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from algornn.triton_kernels.arguments import accumulation_dtype, check_mask, check_tensor, keep_valid
-from algornn.triton_kernels.chunks import check_chunk, decay_weights, not_before
+from algornn.triton_kernels.chunks import check_chunk
 from algornn.triton_kernels.dispatch import choose_backend
-
-Pair = tuple[Tensor, Tensor]
-ROWS_PER_SOLVE = 200  # above this many rows, blocks of CHUNK tokens are faster than one triangular solve
-CHUNK = 32
+from algornn.triton_kernels.tensor_memory_gram import Inputs, Pair, Segment, gram_form, read_state
 
 
 class TensorMemory:
-    r"""What a story leaves in the memory: every write, from which any state can be read.
+    r"""What a sequence leaves in the memory: every write, from which any state can be read.
 
     :math:`S_t = g_t S_0 + \sum_{s \le t} w_{ts} \sum_m p_{sm} u_{sm}^\top`, with the weights :math:`w, g` that decay
     and clamp leave (all 1 without them).
-
-    Attributes:
-        entity: write entities ``[B, T, M, E]``, zero at masked tokens.
-        role: write roles ``[B, T, M, R]``.
-        update: what each write added, :math:`u`, ``[B, T, M, V]``.
     """
 
-    def __init__(
-        self,
-        entity: Tensor,
-        role: Tensor,
-        update: Tensor,
-        weight: Pair | None,
-        initial_state: Tensor | None,
-        mask: Tensor | None,
-        dtype: torch.dtype,
-    ) -> None:
-        self.entity, self.role, self.update = entity, role, update
-        self._weight, self._initial_state, self._mask, self._dtype = weight, initial_state, mask, dtype
+    def __init__(self, segments: Sequence[Segment], mask: Tensor | None, dtype: torch.dtype) -> None:
+        self._segments, self._mask, self._dtype = segments, mask, dtype
 
     def read(self, e: Tensor, r: Tensor, causal: bool = False) -> Tensor:
         r"""Read :math:`S^\top (e \otimes r)`.
@@ -59,70 +42,31 @@ class TensorMemory:
             ``[B, V]`` or ``[B, N, V]``, in the dtype of the operator's inputs.
         """
         single = isinstance(e, Tensor) and e.dim() == 2 and not causal
-        B, T, _, E = self.entity.shape
-        sizes = {"B": B, "E": E, "R": self.role.shape[-1]} | ({"T": T} if causal else {})
+        like = self._segments[0].entity
+        T = sum(segment.entity.shape[1] for segment in self._segments)
+        sizes = {"B": len(like), "E": like.shape[-1], "R": self._segments[0].role.shape[-1]}
+        sizes |= {"T": T} if causal else {}
         lead = "B" if single else "B T" if causal else "B N"
-        check_tensor("e", e, f"{lead} E", sizes, like=self.entity, dtypes=(self._dtype,))
-        check_tensor("r", r, f"{lead} R", sizes, like=self.entity, dtypes=(self._dtype,))
-        e, r = (x.to(self.entity.dtype) for x in ((e[:, None], r[:, None]) if single else (e, r)))
+        check_tensor("e", e, f"{lead} E", sizes, like=like, dtypes=(self._dtype,))
+        check_tensor("r", r, f"{lead} R", sizes, like=like, dtypes=(self._dtype,))
+        e, r = (x.to(like.dtype) for x in ((e[:, None], r[:, None]) if single else (e, r)))
         if causal:
             e, r = keep_valid(e, self._mask), keep_valid(r, self._mask)
         with torch.autocast(e.device.type, enabled=False):
-            out = self._read(e, r, causal)
+            out = self._read_causal(e, r) if causal else self._segments[-1].read(e, r, causal=False)
         return (out[:, 0] if single else out).to(self._dtype)
 
-    def _read(self, e: Tensor, r: Tensor, causal: bool) -> Tensor:
-        entity, role, update = (x.flatten(1, 2) for x in (self.entity, self.role, self.update))
-        T, M = self.entity.shape[1:3]
-        score = (e @ entity.mT) * (r @ role.mT)
-        score = score * self._rows(M, causal) if self._weight is not None else score
-        if causal:
-            token = torch.arange(T, device=e.device)
-            score = score.masked_fill(token[:, None] < token.repeat_interleave(M), 0)
-        out = score @ update
-        if self._initial_state is not None:
-            first = _read_state(self._initial_state, e, r)
-            if self._weight is not None:
-                first = first * (self._weight[1] if causal else self._weight[1][:, -1:])[..., None]
-            out = out + first
-        return out
-
-    def _rows(self, M: int, causal: bool) -> Tensor:
-        """The weights :math:`w_{ts}`, once per written row: of all tokens ``[B, T, TM]`` or the last ``[B, 1, TM]``."""
-        weight = self._weight[0] if causal else self._weight[0][:, -1:]  # type: ignore[index]
-        return weight.repeat_interleave(M, dim=-1)
+    def _read_causal(self, e: Tensor, r: Tensor) -> Tensor:
+        lengths = [segment.entity.shape[1] for segment in self._segments]
+        parts = zip(self._segments, e.split(lengths, 1), r.split(lengths, 1), strict=True)
+        reads = [segment.read(*keys, causal=True) for segment, *keys in parts]
+        return reads[0] if len(reads) == 1 else torch.cat(reads, 1)
 
     @property
     def state(self) -> Tensor:
         """The final state ``[B, E, R, V]`` (float32 for half-precision inputs), built on demand."""
-        with torch.autocast(self.entity.device.type, enabled=False):
-            return self._state()
-
-    def _state(self) -> Tensor:
-        entity, role, update = (x.flatten(1, 2) for x in (self.entity, self.role, self.update))
-        if self._weight is not None:
-            entity = entity * self._rows(self.entity.shape[2], causal=False).mT
-        bound = (role[..., None] * update[:, :, None]).flatten(2)
-        state = (entity.mT @ bound).unflatten(2, (role.shape[-1], update.shape[-1]))
-        if self._initial_state is None:
-            return state
-        if self._weight is None:
-            return state + self._initial_state
-        return state + self._initial_state * self._weight[1][:, -1, None, None, None]
-
-
-class _StateTrace(TensorMemory):
-    """The trace of the reference loop: the states themselves, ``[B, T + 1, E, R, V]``."""
-
-    states: Tensor
-
-    def _read(self, e: Tensor, r: Tensor, causal: bool) -> Tensor:
-        if causal:
-            return torch.einsum("bterv,bte,btr->btv", self.states[:, 1:], e, r)
-        return _read_state(self.states[:, -1], e, r)
-
-    def _state(self) -> Tensor:
-        return self.states[:, -1]
+        with torch.autocast(self._segments[0].entity.device.type, enabled=False):
+            return self._segments[-1].state()
 
 
 def tensor_memory(
@@ -170,25 +114,14 @@ def tensor_memory(
     Memory (Schlag, Munkhdalai and Schmidhuber, 2021, eq. 5 to 8).
     """
     _check_keys(write, erase, chunk)
-    x = _Inputs(write, values, _erase_keys(write, erase), beta, decay, clamp, initial_state, mask)
+    x = Inputs(write, values, _erase_keys(write, erase), beta, decay, clamp, initial_state, mask)
     _check(x)
     backend = choose_backend("tensor_memory", backend, values, lambda: "there are no kernels yet")
     with torch.autocast(values.device.type, enabled=False):
         x = _prepare(x)
-        return _loop(x, values.dtype) if backend == "reference" else _gram(x, chunk, values.dtype)
-
-
-class _Inputs(NamedTuple):
-    """The arguments of `tensor_memory`, with `erase` None for the additive rule."""
-
-    write: Pair
-    values: Tensor
-    erase: Pair | None
-    beta: Tensor | None
-    decay: Tensor | None
-    clamp: bool
-    initial_state: Tensor | None
-    mask: Tensor | None
+        if backend == "reference":
+            return _loop(x, values.dtype)
+        return TensorMemory(gram_form(x, chunk), mask, values.dtype)
 
 
 def _erase_keys(write: Pair, erase: Pair | bool | None) -> Pair | None:
@@ -197,7 +130,7 @@ def _erase_keys(write: Pair, erase: Pair | bool | None) -> Pair | None:
     return write if erase is None else None
 
 
-def _prepare(x: _Inputs) -> _Inputs:
+def _prepare(x: Inputs) -> Inputs:
     """Bring everything to the accumulation dtype and make masked tokens neutral."""
     to, mask = accumulation_dtype(x.values), x.mask
     e, r, v = (keep_valid(y.to(to), mask) for y in (*x.write, x.values))
@@ -209,7 +142,7 @@ def _prepare(x: _Inputs) -> _Inputs:
     beta = None if x.beta is None else keep_valid(x.beta.to(to), mask)
     decay = None if x.decay is None else keep_valid(x.decay.to(to), mask, fill=1.0)
     initial_state = None if x.initial_state is None else x.initial_state.to(to)
-    return _Inputs((e, r), v, erase, beta, decay, x.clamp, initial_state, mask)
+    return Inputs((e, r), v, erase, beta, decay, x.clamp, initial_state, mask)
 
 
 def _check_keys(write: Pair, erase: Pair | bool | None, chunk: int | None) -> None:
@@ -220,7 +153,7 @@ def _check_keys(write: Pair, erase: Pair | bool | None, chunk: int | None) -> No
     check_chunk(chunk)
 
 
-def _check(x: _Inputs) -> None:
+def _check(x: Inputs) -> None:
     sizes: dict[str, int] = {}
     check_tensor("write[0]", x.write[0], "B T M E", sizes)
     check_tensor("write[1]", x.write[1], "B T M R", sizes, like=x.write[0])
@@ -237,15 +170,15 @@ def _check(x: _Inputs) -> None:
     check_mask(x.mask, sizes, like=x.values)
 
 
-def _loop(x: _Inputs, dtype: torch.dtype) -> TensorMemory:
+def _loop(x: Inputs, dtype: torch.dtype) -> TensorMemory:
     """The equations, token by token: the oracle of every other form."""
     (e, r), v = x.write, x.values
     empty = v.new_zeros(len(v), e.shape[-1], r.shape[-1], v.shape[-1])
     state = empty if x.initial_state is None else x.initial_state
-    states, updates = [state], []
+    states = [state]
     for t in range(v.shape[1]):
         state = state if x.decay is None else state * x.decay[:, t, None, None, None]
-        u = v[:, t] if x.erase is None else v[:, t] - _read_state(state, x.erase[0][:, t], x.erase[1][:, t])
+        u = v[:, t] if x.erase is None else v[:, t] - read_state(state, x.erase[0][:, t], x.erase[1][:, t])
         u = u if x.beta is None else u * x.beta[:, t, :, None]
         state = state + torch.einsum("bme,bmr,bmv->berv", e[:, t], r[:, t], u)
         if x.clamp:
@@ -254,100 +187,16 @@ def _loop(x: _Inputs, dtype: torch.dtype) -> TensorMemory:
         if x.mask is not None:
             state = torch.where(x.mask[:, t, None, None, None], state, states[-1])
         states.append(state)
-        updates.append(u)
-    trace = _StateTrace(e, r, torch.stack(updates, 1) if updates else v, None, x.initial_state, x.mask, dtype)
-    trace.states = torch.stack(states, 1)
-    return trace
+    return TensorMemory([_States(e, r, v, None, torch.stack(states, 1))], x.mask, dtype)
 
 
-def _gram(x: _Inputs, chunk: int | None, dtype: torch.dtype) -> TensorMemory:
-    """The Gram form: all updates from one unit-lower-triangular system (by blocks of tokens for long sequences)."""
-    v, weight = x.values, None
-    T, M = v.shape[1:3]
-    if T and x.clamp:
-        u, weight = _clamped_scan(x)
-    else:
-        weight = None if x.decay is None or not T else decay_weights(x.decay)
-        u = v if x.beta is None else v * x.beta[..., None]
-        if x.erase is not None and T:
-            u = _solve(x, x.erase, weight, chunk or (T if T * M <= ROWS_PER_SOLVE else CHUNK))
-    return TensorMemory(*x.write, u, weight, x.initial_state, x.mask, dtype)
+class _States(Segment):
+    """The trace of the reference loop: `first_state` holds all states, ``[B, T + 1, E, R, V]``."""
 
+    def read(self, e: Tensor, r: Tensor, causal: bool) -> Tensor:
+        if causal:
+            return torch.einsum("bterv,bte,btr->btv", self.first_state[:, 1:], e, r)
+        return read_state(self.first_state[:, -1], e, r)
 
-def _solve(x: _Inputs, erase: Pair, weight: Pair | None, chunk: int) -> Tensor:
-    """Solve (I + L) U = B (V - Q^T S_0), L = B (Q^T P) strictly below the token diagonal, by forward substitution."""
-    v = x.values
-    T, M = v.shape[1:3]
-    (pe, pr), (qe, qr) = ([y.flatten(1, 2) for y in pair] for pair in (x.write, erase))
-    qe = pe if erase[0] is x.write[0] else qe
-    solved: list[Tensor] = []
-    for start in range(0, T, chunk):
-        stop = min(start + chunk, T)
-        tokens, rows = slice(start, stop), slice(start * M, stop * M)
-        gram = (qe[:, rows] @ pe[:, : stop * M].mT) * (qr[:, rows] @ pr[:, : stop * M].mT)
-        if weight is not None:
-            gram = gram * weight[0][:, tokens, :stop].repeat_interleave(M, 1).repeat_interleave(M, 2)
-        rhs = v[:, tokens].flatten(1, 2)
-        if x.initial_state is not None:
-            first = _read_state(x.initial_state, qe[:, rows], qr[:, rows])
-            rhs = rhs - (first if weight is None else first * weight[1][:, tokens, None].repeat_interleave(M, 1))
-        if solved:
-            rhs = rhs - gram[:, :, : start * M] @ torch.cat(solved, 1)
-        system = gram[:, :, start * M :].masked_fill(not_before(stop - start, v.device, rows=M), 0)
-        if x.beta is not None:
-            strength = x.beta[:, tokens].flatten(1, 2)[..., None]
-            system, rhs = strength * system, strength * rhs
-        solved.append(torch.linalg.solve_triangular(system, rhs, upper=False, unitriangular=True))
-    return torch.cat(solved, 1).unflatten(1, (T, M))
-
-
-def _clamped_scan(x: _Inputs) -> tuple[Tensor, Pair]:
-    r"""Run the clamp exactly without the state: :math:`\|S_t\|^2` obeys a scalar recursion.
-
-    .. math:: \|S' + \sum_m p_m u_m^\top\|^2 = \|S'\|^2 + 2 \sum_m u_m \cdot S'^\top p_m
-        + \sum_{mn} (p_m \cdot p_n)(u_m \cdot u_n)
-    """
-    v, write, erase, initial_state = x.values, x.write, x.erase or x.write, x.initial_state
-    B, T, M, V = v.shape
-    same_keys = erase[0] is write[0] and erase[1] is write[1]
-    to_write = _gram_rows(write, write, T, M)
-    to_erase = to_write if same_keys else _gram_rows(erase, write, T, M)
-    zero = v.new_zeros(B, T, M, V)
-    first_p = zero if initial_state is None else _read_state(initial_state, *write)
-    first_q = first_p if same_keys or initial_state is None else _read_state(initial_state, *erase)
-    squared = v.new_zeros(B) if initial_state is None else initial_state.square().sum((1, 2, 3))
-    w, g = v.new_zeros(B, 0), v.new_ones(B)
-    updates, weights, firsts = v.new_zeros(B, 0, V), [], []
-    for t in range(T):
-        gamma = v.new_ones(B) if x.decay is None else x.decay[:, t]
-        w, g, squared = w * gamma[:, None], g * gamma, squared * gamma**2
-        past = updates * w.repeat_interleave(M, 1)[..., None]
-        at_q = to_erase[:, t, :, : t * M] @ past + g[:, None, None] * first_q[:, t]
-        at_p = at_q if same_keys else to_write[:, t, :, : t * M] @ past + g[:, None, None] * first_p[:, t]
-        u = v[:, t] if x.erase is None else v[:, t] - at_q
-        u = u if x.beta is None else u * x.beta[:, t, :, None]
-        own = to_write[:, t, :, t * M : (t + 1) * M]
-        total = squared + 2 * (u * at_p).sum((1, 2)) + (own * (u @ u.mT)).sum((1, 2))
-        squeeze = total.clamp(min=1).sqrt()
-        if x.mask is not None:
-            squeeze = squeeze.masked_fill(~x.mask[:, t], 1.0)
-        w, g = torch.cat([w, torch.ones_like(g)[:, None]], 1) / squeeze[:, None], g / squeeze
-        squared = total / squeeze**2
-        updates = torch.cat([updates, u], 1)
-        weights.append(torch.nn.functional.pad(w, (0, T - 1 - t)))
-        firsts.append(g)
-    return updates.unflatten(1, (T, M)), (torch.stack(weights, 1), torch.stack(firsts, 1))
-
-
-def _gram_rows(left: Pair, right: Pair, T: int, M: int) -> Tensor:
-    """All inner products of the keys `left` with the keys `right`, ``[B, T, M, TM]``."""
-    e, r = (a.flatten(1, 2) @ b.flatten(1, 2).mT for a, b in zip(left, right, strict=True))
-    return (e * r).unflatten(1, (T, M))
-
-
-def _read_state(state: Tensor, e: Tensor, r: Tensor) -> Tensor:
-    r"""Read :math:`S^\top (e \otimes r)` of a state ``[B, E, R, V]`` for e ``[B, ..., E]``, r ``[B, ..., R]``."""
-    lead = e.shape[1:-1]
-    e, r = e.flatten(1, -2), r.flatten(1, -2)
-    by_entity = (e @ state.flatten(2)).unflatten(2, state.shape[2:])
-    return torch.einsum("bnrv,bnr->bnv", by_entity, r).unflatten(1, lead)
+    def state(self) -> Tensor:
+        return self.first_state[:, -1]

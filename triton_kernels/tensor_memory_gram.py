@@ -1,0 +1,262 @@
+r"""The Gram form of `tensor_memory`: all updates of a segment from the inner products of its keys.
+
+With the rows of a segment stacked (token-major, M rows a token), :math:`P, Q` its write and erase keys,
+:math:`w_{ts}` the decay from token s to token t and L the part of :math:`B (w \odot Q P^\top)` whose columns are
+earlier tokens,
+
+.. math:: (I + L) U = B (V - g \odot Q^\top S_0), \qquad S_t = g_t S_0 + \sum_{s \le t} w_{ts} P_s^\top U_s
+
+and :math:`Q P^\top` of tensor-product keys is the product of two small Gram matrices. The clamp makes L depend on one
+number per token, the norm, which obeys a scalar recursion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from algornn.triton_kernels.chunks import decay_weights, not_before
+from algornn.triton_kernels.dispatch import Tensors, differentiable, under_transform
+from algornn.triton_kernels.tensor_memory_clamp import clamped_scan, scan, scan_composite
+
+Pair = tuple[Tensor, Tensor]
+ROWS_PER_BLOCK = 96  # rows that one triangular solve takes; beyond, block forward substitution is faster
+ROWS_PER_SEGMENT = 512  # rows after which the state is built and carried: what keeps cost and memory linear in T
+
+
+class Inputs(NamedTuple):
+    """The arguments of `tensor_memory`: accumulation dtype, masked tokens neutral, `erase` None for no erase-read."""
+
+    write: Pair
+    values: Tensor
+    erase: Pair | None
+    beta: Tensor | None
+    decay: Tensor | None
+    clamp: bool
+    initial_state: Tensor | None
+    mask: Tensor | None
+
+    def tokens(self, span: slice, state: Tensor | None) -> Inputs:
+        """Return the arguments of a span of tokens that starts from `state`."""
+        cut = lambda x: None if x is None else x[:, span]  # noqa: E731
+        write = (self.write[0][:, span], self.write[1][:, span])
+        erase = self.erase
+        if erase is not None:  # a shared tensor stays shared
+            erase = tuple(w if q is p else q[:, span] for q, p, w in zip(erase, self.write, write, strict=True))  # type: ignore[assignment]
+        rest = (cut(self.beta), cut(self.decay), self.clamp, state, cut(self.mask))
+        return Inputs(write, self.values[:, span], erase, *rest)
+
+
+class Segment(NamedTuple):
+    """What some tokens left in the memory.
+
+    Attributes:
+        entity: write entities ``[B, T, M, E]``, zero at masked tokens.
+        role: write roles ``[B, T, M, R]``.
+        update: what each write added, u ``[B, T, M, V]``.
+        weight: w ``[B, T, T]`` and g ``[B, T]``; None: all 1.
+        first_state: the state before ``[B, E, R, V]``; None: zeros.
+    """
+
+    entity: Tensor
+    role: Tensor
+    update: Tensor
+    weight: Pair | None
+    first_state: Tensor | None
+
+    def rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return entities, roles and updates with a row per write, ``[B, TM, ...]``."""
+        return self.entity.flatten(1, 2), self.role.flatten(1, 2), self.update.flatten(1, 2)
+
+    def row_weights(self, causal: bool) -> Tensor:
+        """The weights w, once per written row: of all tokens ``[B, T, TM]`` or of the last ``[B, 1, TM]``."""
+        weight = self.weight[0] if causal else self.weight[0][:, -1:]  # type: ignore[index]
+        return weight.repeat_interleave(self.entity.shape[2], dim=-1)
+
+    def read(self, e: Tensor, r: Tensor, causal: bool) -> Tensor:
+        """Read the last state, or with `causal` that after each token, with keys e ``[B, N, E]``, r ``[B, N, R]``."""
+        entity, role, update = self.rows()
+        T, M = self.entity.shape[1:3]
+        score = (e @ entity.mT) * (r @ role.mT)
+        score = score * self.row_weights(causal) if self.weight is not None else score
+        if causal:
+            token = torch.arange(T, device=e.device)
+            score = score.masked_fill(token[:, None] < token.repeat_interleave(M), 0)
+        out = score @ update
+        if self.first_state is None:
+            return out
+        first = read_state(self.first_state, e, r)
+        if self.weight is not None:
+            first = first * (self.weight[1] if causal else self.weight[1][:, -1:])[..., None]
+        return out + first
+
+    def state(self) -> Tensor:
+        """The state after the last token, ``[B, E, R, V]``."""
+        entity, role, update = self.rows()
+        if self.weight is not None:
+            entity = entity * self.row_weights(causal=False).mT
+        bound = (role[..., None] * update[:, :, None]).flatten(2)
+        state = (entity.mT @ bound).unflatten(2, (role.shape[-1], update.shape[-1]))
+        if self.first_state is None:
+            return state
+        if self.weight is None:
+            return state + self.first_state
+        return state + self.first_state * self.weight[1][:, -1, None, None, None]
+
+
+class Form(NamedTuple):
+    """The two parts of the Gram form that have a hand-written backward, and kernels."""
+
+    solve: Callable[..., tuple[Tensor, ...]]
+    scan: Callable[..., tuple[Tensor, ...]]
+
+
+def gram_form(x: Inputs, chunk: int | None, form: Form | None = None) -> list[Segment]:
+    """Run the memory segment by segment; without a `form` in torch, which under a transform is plain operations."""
+    T, M = x.values.shape[1:3]
+    form = form or (Form(_solve, scan_composite) if under_transform() else Form(solve, scan))
+    block = chunk or max(1, ROWS_PER_BLOCK // M)
+    length = max(block, ROWS_PER_SEGMENT // M)
+    segments: list[Segment] = []
+    for start in range(0, max(T, 1), length):
+        state = segments[-1].state() if segments else x.initial_state
+        segments.append(_segment(x.tokens(slice(start, start + length), state), block, form))
+    return segments
+
+
+def _segment(x: Inputs, block: int, form: Form) -> Segment:
+    v, state = x.values, x.initial_state
+    if not v.shape[1]:
+        return Segment(*x.write, v, None, state)
+    if x.clamp:
+        u, weight = _clamped(x, form)
+        return Segment(*x.write, u, weight, state)
+    weight = None if x.decay is None else decay_weights(x.decay)
+    if x.erase is None:
+        u = v if x.beta is None else v * x.beta[..., None]
+        return Segment(*x.write, u, weight, state)
+    y = v
+    if state is not None:
+        first = read_state(state, *x.erase)
+        y = v - (first if weight is None else first * weight[1][..., None, None])
+    (pe, pr), (qe, qr) = x.write, x.erase
+    if x.beta is not None:  # L = B Q P^T: the strength of a write scales the role of its erase key
+        y, qr = y * x.beta[..., None], qr * x.beta[..., None]
+    pe, pr, qe, qr, y = (None if z is None else z.flatten(1, 2) for z in (pe, pr, None if qe is pe else qe, qr, y))
+    qr = None if x.beta is None and x.erase[1] is x.write[1] else qr
+    (u,) = form.solve(pe, pr, qe, qr, y, None if weight is None else weight[0], v.shape[2], block)
+    return Segment(*x.write, u.view_as(v), weight, state)
+
+
+def _clamped(x: Inputs, form: Form) -> tuple[Tensor, Pair]:
+    """Return the updates and the weights that clamps and decays leave."""
+    state, write, erase = x.initial_state, x.write, x.erase
+    keys = write if erase is None else erase
+    same_keys = keys[0] is write[0] and keys[1] is write[1]
+    first = squared = None
+    if state is not None:
+        first = read_state(state, *write)
+        first = (first, first if same_keys else read_state(state, *keys))
+        squared = state.square().sum((1, 2, 3))
+    if x.values.shape[2] == 1 and same_keys and erase is not None and x.decay is None:
+        e, r, v, beta = (None if y is None else y[:, :, 0] for y in (*write, x.values, x.beta))
+        u, c = form.scan(e, r, v, beta, None if first is None else first[0][:, :, 0], squared, x.mask)[:2]
+        u = u[:, :, None]
+    else:
+        u, c = clamped_scan(write, erase, x.values, x.beta, x.decay, x.mask, first, squared)
+    products, firsts = decay_weights(c if x.decay is None else c * x.decay)
+    return u, (products * c[:, None], firsts)
+
+
+def read_state(state: Tensor, e: Tensor, r: Tensor) -> Tensor:
+    r"""Read :math:`S^\top (e \otimes r)` of a state ``[B, E, R, V]`` for e ``[B, ..., E]``, r ``[B, ..., R]``."""
+    lead = e.shape[1:-1]
+    e, r = e.flatten(1, -2), r.flatten(1, -2)
+    by_entity = (e @ state.flatten(2)).unflatten(2, state.shape[2:])
+    return torch.einsum("bnrv,bnr->bnv", by_entity, r).unflatten(1, lead)
+
+
+# The triangular system (I + L) U = Y, L = w (Q_e P_e^T) (Q_r P_r^T) where the column's token is before the row's.
+
+
+def _system(
+    pe: Tensor, pr: Tensor, qe: Tensor, qr: Tensor, w: Tensor | None, M: int, start: int, stop: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows start to stop of L before those of start, the square that follows, and the two Gram matrices of both."""
+    by_entity, by_role = qe[:, start:stop] @ pe[:, :stop].mT, qr[:, start:stop] @ pr[:, :stop].mT
+    L = by_entity * by_role
+    if w is not None:
+        L = L * _row_weights(w, M, start, stop)
+    square = L[:, :, start:].masked_fill(not_before((stop - start) // M, L.device, rows=M), 0)
+    return L[:, :, :start], square, (by_entity, by_role)
+
+
+def _row_weights(w: Tensor, M: int, start: int, stop: int) -> Tensor:
+    return w[:, start // M : stop // M, : stop // M].repeat_interleave(M, 1).repeat_interleave(M, 2)
+
+
+def _solve(
+    pe: Tensor, pr: Tensor, qe: Tensor | None, qr: Tensor | None, y: Tensor, w: Tensor | None, M: int, block: int
+) -> tuple[Tensor]:
+    """Solve the system by block forward substitution, in operations that can be differentiated.
+
+    Args:
+        pe: write entities ``[B, n, E]``, n = TM.
+        pr: write roles ``[B, n, R]``.
+        qe: erase entities; None: the write entities.
+        qr: erase roles times beta; None: the write roles.
+        y: right-hand sides ``[B, n, V]``.
+        w: decay weights ``[B, T, T]``; None: 1.
+        M: rows per token.
+        block: tokens per block.
+    """
+    qe, qr = pe if qe is None else qe, pr if qr is None else qr
+    solved: list[Tensor] = []
+    for start in range(0, y.shape[1], block * M):
+        stop = min(start + block * M, y.shape[1])
+        before, square, _ = _system(pe, pr, qe, qr, w, M, start, stop)
+        rhs = y[:, start:stop]
+        if solved:
+            rhs = rhs - before @ torch.cat(solved, 1)
+        solved.append(torch.linalg.solve_triangular(square, rhs, upper=False, unitriangular=True))
+    return (torch.cat(solved, 1),)
+
+
+def _solve_backward(gradients: Tensors, inputs: Tensors, outputs: list[Tensor], numbers: list[int]) -> list[Tensor]:
+    r"""With :math:`Z = (I + L)^{-\top} dU`: :math:`dY = Z`, :math:`dL = -Z U^\top`; makes the Gram matrices again."""
+    (pe, pr, own_qe, own_qr, _, w), (u,), (M, block) = inputs, outputs, numbers
+    qe, qr = pe if own_qe is None else own_qe, pr if own_qr is None else own_qr
+    z = gradients[0].clone()
+    dpe, dpr = torch.zeros_like(pe), torch.zeros_like(pr)
+    dqe = dpe if own_qe is None else torch.zeros_like(qe)
+    dqr = dpr if own_qr is None else torch.zeros_like(qr)
+    dw = None if w is None else torch.zeros_like(w)
+    for start in reversed(range(0, u.shape[1], block * M)):
+        stop = min(start + block * M, u.shape[1])
+        now, upto = (slice(None), slice(start, stop)), (slice(None), slice(0, stop))
+        before, square, (by_entity, by_role) = _system(pe, pr, qe, qr, w, M, start, stop)
+        z[now] = torch.linalg.solve_triangular(square.mT, z[now], upper=True, unitriangular=True)
+        if start:
+            z[:, :start].baddbmm_(before.mT, z[now], alpha=-1)
+        d = z[now] @ u[upto].mT
+        d[:, :, start:].masked_fill_(not_before((stop - start) // M, d.device, rows=M), 0)
+        if w is not None:
+            tokens = (slice(None), slice(start // M, stop // M), slice(0, stop // M))
+            dw[tokens] -= (d * by_entity * by_role).unflatten(2, (-1, M)).unflatten(1, (-1, M)).sum((2, 4))
+            d *= _row_weights(w, M, start, stop)
+        by_role *= d
+        by_entity *= d
+        dqe[now].baddbmm_(by_role, pe[upto], alpha=-1)
+        dpe[upto].baddbmm_(by_role.mT, qe[now], alpha=-1)
+        dqr[now].baddbmm_(by_entity, pr[upto], alpha=-1)
+        dpr[upto].baddbmm_(by_entity.mT, qr[now], alpha=-1)
+    found = (dpe, dpr, None if own_qe is None else dqe, None if own_qr is None else dqr, z, dw)
+    return [x for x in found if x is not None]
+
+
+solve = differentiable(
+    "tensor_memory_solve", _solve, _solve_backward, lambda pe, pr, qe, qr, y, *_: (torch.empty_like(y),), _solve
+)
