@@ -1,5 +1,7 @@
 """The Gram form of `tensor_memory` against the literal loop, and the rules that hold for both."""
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -8,7 +10,7 @@ from memory_cases import assert_close, cases, draw, gradients, mask_of, outputs,
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from algornn.triton_kernels import tensor_memory
+from algornn.triton_kernels import tensor_memory, tensor_memory_gram
 
 BACKENDS = ("torch", "reference")
 both = pytest.mark.parametrize("backend", BACKENDS)
@@ -25,6 +27,20 @@ def test_the_gram_form_is_the_loop(case, chunk):
     x, switches = draw(**case)
     wanted = gradients(x, switches, backend="reference")
     assert_close(gradients(x, switches, backend="torch", chunk=chunk), wanted)
+
+
+@usual
+@given(case=cases, chunk=st.none() | st.integers(1, 3))
+@example(case={"seed": 4, "B": 2, "T": 7, "M": 1, "clamp": True, "mask": "holes"}, chunk=None)
+@example(case={"seed": 5, "B": 2, "T": 7, "M": 3, "erase": "shared entity", "decay": "zeros"}, chunk=2)
+def test_a_long_sequence_carries_its_state_from_segment_to_segment(case, chunk):
+    x, switches = draw(**case)
+    wanted = gradients(x, switches, backend="reference")
+    with (
+        mock.patch.object(tensor_memory_gram, "ROWS_PER_SEGMENT", 3),
+        mock.patch.object(tensor_memory_gram, "ROWS_PER_BLOCK", 2),
+    ):
+        assert_close(gradients(x, switches, backend="torch", chunk=chunk), wanted)
 
 
 @both
