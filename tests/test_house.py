@@ -106,7 +106,22 @@ def test_imports_are_absolute_and_heavy_libraries_wait(file):
     relative = [node.lineno for node in ast.walk(TREES[file]) if isinstance(node, ast.ImportFrom) and node.level]
     assert not relative, f"relative imports in lines {relative}"
     early = {name.split(".")[0] for node in nodes_run_at_import(TREES[file]) for name in names_imported(node)}
+    if file.stem.endswith("_triton"):  # kernels, which the operator beside them imports in a function
+        early -= {"triton"}
     assert not early & LAZY, f"import {sorted(early & LAZY)} in the function that needs them"
+
+
+@all_files
+def test_kernels_are_imported_where_they_are_used(file):
+    early = {name for node in nodes_run_at_import(TREES[file]) for name in names_imported(node)}
+    early |= {
+        f"{node.module}.{alias.name}"
+        for node in nodes_run_at_import(TREES[file])
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    kernels = {name for name in early if name.startswith("algornn.") and name.endswith("_triton")}
+    assert not kernels or file.stem.endswith("_triton"), f"import {sorted(kernels)} in the function that needs them"
 
 
 def test_init_of_algornn_only_reexports():

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 BACKENDS = ("triton", "torch", "reference")
+TRITON_IS_INSTALLED = importlib.util.find_spec("triton") is not None
 Tensors = Sequence[Tensor | None]
 
 
@@ -43,7 +44,7 @@ def choose_backend(operator: str, backend: str, tensor: Tensor, refusal: Callabl
         raise ValueError(f"`backend` must be one of {', '.join(map(repr, names))}, got {backend!r}{hint}.")
     if backend in ("torch", "reference"):
         return backend
-    if backend == "auto" and (tensor.device.type != "cuda" or not _triton_is_installed() or under_transform()):
+    if backend == "auto" and (tensor.device.type != "cuda" or not TRITON_IS_INSTALLED or under_transform()):
         return "torch"
     reason = _no_kernels(tensor) or refusal()
     if backend == "triton" and reason:
@@ -55,18 +56,13 @@ def choose_backend(operator: str, backend: str, tensor: Tensor, refusal: Callabl
 
 def _no_kernels(tensor: Tensor) -> str | None:
     """Say why no kernel can run on the device of `tensor`, or None."""
-    if not _triton_is_installed():
+    if not TRITON_IS_INSTALLED:
         return "Triton is not installed"
     if tensor.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"the tensors are on {tensor.device}, and Triton needs CUDA tensors (or TRITON_INTERPRET=1)"
     if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"the kernels compute in float32 and do not take {tensor.dtype}"
     return None
-
-
-@functools.cache
-def _triton_is_installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 @functools.cache

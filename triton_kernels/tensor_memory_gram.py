@@ -23,8 +23,8 @@ from algornn.triton_kernels.dispatch import Tensors, differentiable, under_trans
 from algornn.triton_kernels.tensor_memory_clamp import clamped_scan, scan, scan_composite
 
 Pair = tuple[Tensor, Tensor]
-ROWS_PER_BLOCK = 96  # rows that one triangular solve takes; beyond, block forward substitution is faster
-ROWS_PER_SEGMENT = 512  # rows after which the state is built and carried: what keeps cost and memory linear in T
+ROWS_PER_BLOCK = 64  # rows that one triangular solve takes; beyond, block forward substitution is faster
+ROWS_PER_SEGMENT = 512  # rows at least until the state is built and carried: what keeps cost and memory linear in T
 
 
 class Inputs(NamedTuple):
@@ -119,7 +119,9 @@ def gram_form(x: Inputs, chunk: int | None, form: Form | None = None) -> list[Se
     T, M = x.values.shape[1:3]
     form = form or (Form(_solve, scan_composite) if under_transform() else Form(solve, scan))
     block = chunk or max(1, ROWS_PER_BLOCK // M)
-    length = max(block, ROWS_PER_SEGMENT // M)
+    # Below as many rows as the state has keys the Gram form is cheaper than the state; the clamp's weights are T x T.
+    rows = ROWS_PER_SEGMENT if x.clamp else max(ROWS_PER_SEGMENT, x.write[0].shape[-1] * x.write[1].shape[-1])
+    length = max(block, rows // M)
     segments: list[Segment] = []
     for start in range(0, max(T, 1), length):
         state = segments[-1].state() if segments else x.initial_state
@@ -176,7 +178,7 @@ def read_state(state: Tensor, e: Tensor, r: Tensor) -> Tensor:
     lead = e.shape[1:-1]
     e, r = e.flatten(1, -2), r.flatten(1, -2)
     by_entity = (e @ state.flatten(2)).unflatten(2, state.shape[2:])
-    return torch.einsum("bnrv,bnr->bnv", by_entity, r).unflatten(1, lead)
+    return (by_entity * r[..., None]).sum(2).unflatten(1, lead)
 
 
 # The triangular system (I + L) U = Y, L = w (Q_e P_e^T) (Q_r P_r^T) where the column's token is before the row's.

@@ -76,11 +76,13 @@ def main(module: str, *only: str) -> None:
     JITFunction.run = record
     dispatch._no_kernels = lambda tensor: None  # CPU tensors stand for CUDA tensors
     for case, call in importlib.import_module(module).CASES.items():
-        LAUNCHED.clear()
-        call()
-        for launch in list(LAUNCHED.values()):
-            for name, target in TARGETS.items():
-                if not only or name in only:
+        for backend, version in (("cuda", None), ("hip", "6")):
+            torch.version.hip = version  # what a launcher asks
+            LAUNCHED.clear()
+            call()
+            targets = {name: t for name, t in TARGETS.items() if t.backend == backend and (not only or name in only)}
+            for launch in LAUNCHED.values():
+                for name, target in targets.items():
                     print(json.dumps({"case": case, "target": name, **compiled(target, *launch)}), flush=True)
 
 

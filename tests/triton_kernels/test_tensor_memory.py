@@ -34,7 +34,7 @@ def test_the_gram_form_is_the_loop(case, chunk):
 @example(case={"seed": 4, "B": 2, "T": 7, "M": 1, "clamp": True, "mask": "holes"}, chunk=None)
 @example(case={"seed": 5, "B": 2, "T": 7, "M": 3, "erase": "shared entity", "decay": "zeros"}, chunk=2)
 def test_a_long_sequence_carries_its_state_from_segment_to_segment(case, chunk):
-    x, switches = draw(**case)
+    x, switches = draw(**case | {"E": 1, "R": 2})
     wanted = gradients(x, switches, backend="reference")
     with (
         mock.patch.object(tensor_memory_gram, "ROWS_PER_SEGMENT", 3),
