@@ -7,8 +7,9 @@ passing of the state from block to block is done for all blocks together.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +70,7 @@ def delta_rule(
     Kautz and Hatamizadeh (2024), "Gated Delta Networks", for the decay.
     """
     check_chunk(chunk)
-    x = _Inputs(q, k, v, beta, decay, k if erase is None else None if erase is False else erase, initial_state)
+    x = _Inputs(q, k, v, beta, decay, _erase_keys(k, erase), initial_state)
     _check(x, mask)
     backend = choose_backend("delta_rule", backend, v, lambda: _kernels().refusal(q.shape[1], q.shape[-1]))
     with torch.autocast(v.device.type, enabled=False):
@@ -80,6 +81,12 @@ def delta_rule(
         x = _accumulating(x)
         out, state = _loop(x, mask) if backend == "reference" else _by_blocks(x, chunk)
         return out.to(v.dtype), state
+
+
+def _erase_keys(k: Tensor, erase: Tensor | bool | None) -> Tensor | None:
+    if erase is None:
+        return k
+    return None if isinstance(erase, bool) and not erase else erase  # type: ignore[return-value]  # True: refused later
 
 
 class _Inputs(NamedTuple):
@@ -126,8 +133,8 @@ def _accumulating(x: _Inputs) -> _Inputs:
     to = accumulation_dtype(x.v)
     k = x.k.to(to)
     erase = k if x.erase is x.k else x.erase
-    q, v, beta, decay, erase, state = (None if y is None else y.to(to) for y in (x.q, *x[2:5], erase, x.initial_state))
-    return _Inputs(q, k, v, beta, decay, erase, state)
+    beta, decay, erase, state = (None if y is None else y.to(to) for y in (x.beta, x.decay, erase, x.initial_state))
+    return _Inputs(x.q.to(to), k, x.v.to(to), beta, decay, erase, state)
 
 
 def _first_state(x: _Inputs) -> Tensor:
@@ -272,11 +279,13 @@ def _fake(
     )
 
 
-def _backward(gradients: Tensors, inputs: Tensors, outputs: list[Tensor], numbers: list[int]) -> list[Tensor]:
+def _backward(
+    gradients: Tensors, inputs: Sequence[Any], outputs: Sequence[Tensor], numbers: Sequence[int]
+) -> list[Tensor]:
     return _kernels().backward(gradients, _Inputs(*inputs), outputs)
 
 
-def _composite(*arguments: Tensor | None) -> Pair:
+def _composite(*arguments: Any) -> Pair:
     x = _Inputs(*arguments)
     with torch.autocast(x.v.device.type, enabled=False):
         out, state = _by_blocks(_accumulating(x))

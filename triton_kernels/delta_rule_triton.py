@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -363,7 +364,7 @@ class _Launch:
         self.device = torch.cuda.device(v.device) if v.is_cuda else contextlib.nullcontext()
 
 
-def forward(x: tuple[Tensor | None, ...], kept: tuple[Tensor, ...]) -> None:
+def forward(x: Sequence, kept: Sequence[Tensor]) -> None:
     """Fill what `delta_rule._fake` lays out from the arguments of the operator."""
     q, k, v, beta, decay, erase, initial_state = x
     out, final, inverse, seen, first, last, u, states = kept
@@ -376,7 +377,7 @@ def forward(x: tuple[Tensor | None, ...], kept: tuple[Tensor, ...]) -> None:
         )  # fmt: skip
 
 
-def backward(grads: Tensors, x: tuple[Tensor | None, ...], kept: list[Tensor]) -> list[Tensor]:
+def backward(grads: Tensors, x: Sequence, kept: Sequence[Tensor]) -> list[Tensor]:
     """Return the gradients of the arguments that were given."""
     q, k, v, beta, decay, erase, _ = x
     _, _, inverse, seen, first, last, u, states = kept
@@ -384,8 +385,7 @@ def backward(grads: Tensors, x: tuple[Tensor | None, ...], kept: list[Tensor]) -
     dout = torch.zeros_like(v) if grads[0] is None else grads[0]
     found = [None if y is None else torch.empty_like(y) for y in x]
     dq, dk, dv, dbeta, ddecay, derase, dinitial = found
-    z, adjoints = torch.empty_like(u), torch.empty_like(states)
-    dfirst, dlast = torch.empty_like(first), torch.empty_like(last)
+    z, adjoints, dfirst, dlast = (torch.empty_like(y) for y in (u, states, first, last))
     with how.device:
         scan_back[how.scans](
             q, k, erase, beta, inverse, seen, first, last, dout, grads[1], dinitial, z, adjoints,

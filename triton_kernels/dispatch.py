@@ -13,6 +13,7 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ def under_transform() -> bool:
 def differentiable(
     name: str,
     forward: Callable[..., tuple[Tensor, ...]],
-    backward: Callable[[Tensors, Tensors, Sequence[Tensor], Sequence[int]], list[Tensor]],
+    backward: Callable[[Tensors, Sequence[Any], Sequence[Tensor], Sequence[int]], list[Tensor]],
     fake: Callable[..., tuple[Tensor, ...]],
     composite: Callable[..., tuple[Tensor, ...]],
 ) -> Callable[..., tuple[Tensor, ...]]:
@@ -113,14 +114,14 @@ def differentiable(
         given = [x for x in inputs if x is not None and x.is_floating_point()]
         return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in given]
 
-    def keep(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    def keep(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
         ctx.places = [i for i, x in enumerate(inputs) if isinstance(x, Tensor)]
         ctx.arguments = [None if isinstance(x, Tensor) else x for x in inputs]
         ctx.numbers = [x for x in inputs if isinstance(x, int)]
         ctx.tensor_count = len(inputs) - len(ctx.numbers)
         ctx.save_for_backward(*(inputs[i] for i in ctx.places), *output)
 
-    def pull(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    def pull(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         given, outputs = saved[: len(ctx.places)], saved[len(ctx.places) :]
         arguments = list(ctx.arguments)

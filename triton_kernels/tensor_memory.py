@@ -9,6 +9,7 @@ is a product of two small ones, :math:`p \cdot q = (e_p \cdot e_q)(r_p \cdot r_q
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from algornn.triton_kernels.arguments import accumulation_dtype, check_mask, check_tensor, keep_valid
 from algornn.triton_kernels.chunks import check_chunk
 from algornn.triton_kernels.dispatch import choose_backend
-from algornn.triton_kernels.tensor_memory_gram import Inputs, Pair, Segment, gram_form, read_state
+from algornn.triton_kernels.tensor_memory_gram import Form, Inputs, Pair, Segment, gram_form, read_state, scan
 
 
 class TensorMemory:
@@ -59,7 +60,7 @@ class TensorMemory:
     def _read_causal(self, e: Tensor, r: Tensor) -> Tensor:
         lengths = [segment.entity.shape[1] for segment in self._segments]
         parts = zip(self._segments, e.split(lengths, 1), r.split(lengths, 1), strict=True)
-        reads = [segment.read(*keys, causal=True) for segment, *keys in parts]
+        reads = [segment.read(e, r, causal=True) for segment, e, r in parts]
         return reads[0] if len(reads) == 1 else torch.cat(reads, 1)
 
     @property
@@ -101,13 +102,14 @@ def tensor_memory(
         initial_state: ``[B, E, R, V]``; None: zeros.
         mask: ``[B, T]`` bool; False leaves the state bit-identical.
         chunk: tokens per block of the torch form; None: chosen by length.
-        backend: ``"auto"``, ``"torch"`` (Gram form) or ``"reference"`` (the literal loop over tokens).
+        backend: ``"auto"``, ``"triton"`` (kernels, without decay and clamp), ``"torch"`` (Gram form) or ``"reference"``
+            (the literal loop over tokens).
 
     Returns:
         The trace: `TensorMemory.read` and `TensorMemory.state`, differentiable in every input.
 
     Raises:
-        ValueError: a wrong shape or device, an unknown backend or a chunk below 1.
+        ValueError: a wrong shape or device, an unknown backend, kernels that do not apply, or a chunk below 1.
         TypeError: a wrong dtype.
 
     Source: the block form of the TPR-RNN update (Schlag and Schmidhuber, 2018, eq. 4 to 12) and of the Fast Weight
@@ -116,12 +118,19 @@ def tensor_memory(
     _check_keys(write, erase, chunk)
     x = Inputs(write, values, _erase_keys(write, erase), beta, decay, clamp, initial_state, mask)
     _check(x)
-    backend = choose_backend("tensor_memory", backend, values, lambda: "there are no kernels yet")
+    backend = choose_backend("tensor_memory", backend, values, lambda: _kernels().refusal(x))
     with torch.autocast(values.device.type, enabled=False):
         x = _prepare(x)
         if backend == "reference":
             return _loop(x, values.dtype)
-        return TensorMemory(gram_form(x, chunk), mask, values.dtype)
+        form = Form(_kernels().solve, scan) if backend == "triton" else None
+        return TensorMemory(gram_form(x, chunk, form), mask, values.dtype)
+
+
+def _kernels() -> ModuleType:
+    from algornn.triton_kernels import tensor_memory_triton
+
+    return tensor_memory_triton
 
 
 def _erase_keys(write: Pair, erase: Pair | bool | None) -> Pair | None:
@@ -187,16 +196,20 @@ def _loop(x: Inputs, dtype: torch.dtype) -> TensorMemory:
         if x.mask is not None:
             state = torch.where(x.mask[:, t, None, None, None], state, states[-1])
         states.append(state)
-    return TensorMemory([_States(e, r, v, None, torch.stack(states, 1))], x.mask, dtype)
+    trace = _States(e, r, v, None, x.initial_state)
+    trace.states = torch.stack(states, 1)
+    return TensorMemory([trace], x.mask, dtype)
 
 
 class _States(Segment):
-    """The trace of the reference loop: `first_state` holds all states, ``[B, T + 1, E, R, V]``."""
+    """The trace of the reference loop, which reads the states themselves, ``[B, T + 1, E, R, V]``."""
+
+    states: Tensor
 
     def read(self, e: Tensor, r: Tensor, causal: bool) -> Tensor:
         if causal:
-            return torch.einsum("bterv,bte,btr->btv", self.first_state[:, 1:], e, r)
-        return read_state(self.first_state[:, -1], e, r)
+            return torch.einsum("bterv,bte,btr->btv", self.states[:, 1:], e, r)
+        return read_state(self.states[:, -1], e, r)
 
     def state(self) -> Tensor:
-        return self.first_state[:, -1]
+        return self.states[:, -1]

@@ -11,6 +11,9 @@ so a token costs as much as it has predecessors, whatever the size of the state.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -117,7 +120,9 @@ def _forward(
     return u, c, a, norm
 
 
-def _backward(gradients: Tensors, inputs: Tensors, outputs: list[Tensor], numbers: list[int]) -> list[Tensor]:
+def _backward(
+    gradients: Tensors, inputs: Sequence[Any], outputs: Sequence[Tensor], numbers: Sequence[int]
+) -> list[Tensor]:
     r"""Run the adjoint recursion from the last token to the first, then all keys at once.
 
     With :math:`\bar a_t` the adjoint of the old value and :math:`W_{ts} = \prod_{s \le j < t} c_j`, the Gram matrix has

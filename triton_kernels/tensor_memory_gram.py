@@ -12,8 +12,8 @@ number per token, the norm, which obeys a scalar recursion.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,13 +41,15 @@ class Inputs(NamedTuple):
 
     def tokens(self, span: slice, state: Tensor | None) -> Inputs:
         """Return the arguments of a span of tokens that starts from `state`."""
-        cut = lambda x: None if x is None else x[:, span]  # noqa: E731
         write = (self.write[0][:, span], self.write[1][:, span])
-        erase = self.erase
-        if erase is not None:  # a shared tensor stays shared
-            erase = tuple(w if q is p else q[:, span] for q, p, w in zip(erase, self.write, write, strict=True))  # type: ignore[assignment]
-        rest = (cut(self.beta), cut(self.decay), self.clamp, state, cut(self.mask))
-        return Inputs(write, self.values[:, span], erase, *rest)
+        erase: Pair | None = None
+        if self.erase is not None:  # a shared tensor stays shared
+            entity, role = (
+                new if q is p else q[:, span] for q, p, new in zip(self.erase, self.write, write, strict=True)
+            )
+            erase = (entity, role)
+        beta, decay, mask = (None if y is None else y[:, span] for y in (self.beta, self.decay, self.mask))
+        return Inputs(write, self.values[:, span], erase, beta, decay, self.clamp, state, mask)
 
 
 class Segment(NamedTuple):
@@ -117,7 +119,7 @@ class Form(NamedTuple):
 def gram_form(x: Inputs, chunk: int | None, form: Form | None = None) -> list[Segment]:
     """Run the memory segment by segment; without a `form` in torch, which under a transform is plain operations."""
     T, M = x.values.shape[1:3]
-    form = form or (Form(_solve, scan_composite) if under_transform() else Form(solve, scan))
+    form = form or (Form(solve_composite, scan_composite) if under_transform() else Form(solve, scan))
     block = chunk or max(1, ROWS_PER_BLOCK // M)
     # Below as many rows as the state has keys the Gram form is cheaper than the state; the clamp's weights are T x T.
     rows = ROWS_PER_SEGMENT if x.clamp else max(ROWS_PER_SEGMENT, x.write[0].shape[-1] * x.write[1].shape[-1])
@@ -130,45 +132,50 @@ def gram_form(x: Inputs, chunk: int | None, form: Form | None = None) -> list[Se
 
 
 def _segment(x: Inputs, block: int, form: Form) -> Segment:
-    v, state = x.values, x.initial_state
+    v = x.values
+    weight: Pair | None = None
     if not v.shape[1]:
-        return Segment(*x.write, v, None, state)
-    if x.clamp:
+        u = v
+    elif x.clamp:
         u, weight = _clamped(x, form)
-        return Segment(*x.write, u, weight, state)
-    weight = None if x.decay is None else decay_weights(x.decay)
-    if x.erase is None:
-        u = v if x.beta is None else v * x.beta[..., None]
-        return Segment(*x.write, u, weight, state)
-    y = v
-    if state is not None:
-        first = read_state(state, *x.erase)
-        y = v - (first if weight is None else first * weight[1][..., None, None])
-    (pe, pr), (qe, qr) = x.write, x.erase
+    else:
+        weight = None if x.decay is None else decay_weights(x.decay)
+        u = _solved(x, x.erase, weight, block, form) if x.erase else v if x.beta is None else v * x.beta[..., None]
+    return Segment(*x.write, u, weight, x.initial_state)
+
+
+def _solved(x: Inputs, erase: Pair, weight: Pair | None, block: int, form: Form) -> Tensor:
+    """Return the updates of writes that first erase, without the clamp."""
+    y, role = x.values, erase[1]
+    if x.initial_state is not None:
+        first = read_state(x.initial_state, *erase)
+        y = y - (first if weight is None else first * weight[1][..., None, None])
     if x.beta is not None:  # L = B Q P^T: the strength of a write scales the role of its erase key
-        y, qr = y * x.beta[..., None], qr * x.beta[..., None]
-    pe, pr, qe, qr, y = (None if z is None else z.flatten(1, 2) for z in (pe, pr, None if qe is pe else qe, qr, y))
-    qr = None if x.beta is None and x.erase[1] is x.write[1] else qr
-    (u,) = form.solve(pe, pr, qe, qr, y, None if weight is None else weight[0], v.shape[2], block)
-    return Segment(*x.write, u.view_as(v), weight, state)
+        y, role = y * x.beta[..., None], role * x.beta[..., None]
+    pe, pr = (p.flatten(1, 2) for p in x.write)
+    qe = None if erase[0] is x.write[0] else erase[0].flatten(1, 2)
+    qr = None if role is x.write[1] else role.flatten(1, 2)
+    solve = form.solve if y.numel() else solve_composite
+    w, M = None if weight is None else weight[0], y.shape[2]
+    return solve(pe, pr, qe, qr, y.flatten(1, 2), w, M, block)[0].view_as(y)
 
 
 def _clamped(x: Inputs, form: Form) -> tuple[Tensor, Pair]:
     """Return the updates and the weights that clamps and decays leave."""
-    state, write, erase = x.initial_state, x.write, x.erase
-    keys = write if erase is None else erase
+    state, write, keys = x.initial_state, x.write, x.erase or x.write
     same_keys = keys[0] is write[0] and keys[1] is write[1]
-    first = squared = None
+    first: Pair | None = None
+    squared = None
     if state is not None:
-        first = read_state(state, *write)
-        first = (first, first if same_keys else read_state(state, *keys))
+        at_write = read_state(state, *write)
+        first = (at_write, at_write if same_keys else read_state(state, *keys))
         squared = state.square().sum((1, 2, 3))
-    if x.values.shape[2] == 1 and same_keys and erase is not None and x.decay is None:
+    if x.values.shape[2] == 1 and same_keys and x.erase and x.decay is None:
         e, r, v, beta = (None if y is None else y[:, :, 0] for y in (*write, x.values, x.beta))
         u, c = form.scan(e, r, v, beta, None if first is None else first[0][:, :, 0], squared, x.mask)[:2]
         u = u[:, :, None]
     else:
-        u, c = clamped_scan(write, erase, x.values, x.beta, x.decay, x.mask, first, squared)
+        u, c = clamped_scan(write, x.erase, x.values, x.beta, x.decay, x.mask, first, squared)
     products, firsts = decay_weights(c if x.decay is None else c * x.decay)
     return u, (products * c[:, None], firsts)
 
@@ -186,7 +193,7 @@ def read_state(state: Tensor, e: Tensor, r: Tensor) -> Tensor:
 
 def _system(
     pe: Tensor, pr: Tensor, qe: Tensor, qr: Tensor, w: Tensor | None, M: int, start: int, stop: int
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Pair]:
     """The rows start to stop of L before those of start, the square that follows, and the two Gram matrices of both."""
     by_entity, by_role = qe[:, start:stop] @ pe[:, :stop].mT, qr[:, start:stop] @ pr[:, :stop].mT
     L = by_entity * by_role
@@ -200,7 +207,7 @@ def _row_weights(w: Tensor, M: int, start: int, stop: int) -> Tensor:
     return w[:, start // M : stop // M, : stop // M].repeat_interleave(M, 1).repeat_interleave(M, 2)
 
 
-def _solve(
+def solve_composite(
     pe: Tensor, pr: Tensor, qe: Tensor | None, qr: Tensor | None, y: Tensor, w: Tensor | None, M: int, block: int
 ) -> tuple[Tensor]:
     """Solve the system by block forward substitution, in operations that can be differentiated.
@@ -227,11 +234,13 @@ def _solve(
     return (torch.cat(solved, 1),)
 
 
-def _solve_backward(gradients: Tensors, inputs: Tensors, outputs: list[Tensor], numbers: list[int]) -> list[Tensor]:
+def _solve_backward(
+    gradients: Tensors, inputs: Sequence[Any], outputs: Sequence[Tensor], numbers: Sequence[int]
+) -> list[Tensor]:
     r"""With :math:`Z = (I + L)^{-\top} dU`: :math:`dY = Z`, :math:`dL = -Z U^\top`; makes the Gram matrices again."""
     (pe, pr, own_qe, own_qr, _, w), (u,), (M, block) = inputs, outputs, numbers
     qe, qr = pe if own_qe is None else own_qe, pr if own_qr is None else own_qr
-    z = gradients[0].clone()
+    z = torch.zeros_like(u) if gradients[0] is None else gradients[0].clone()
     dpe, dpr = torch.zeros_like(pe), torch.zeros_like(pr)
     dqe = dpe if own_qe is None else torch.zeros_like(qe)
     dqr = dpr if own_qr is None else torch.zeros_like(qr)
@@ -245,7 +254,7 @@ def _solve_backward(gradients: Tensors, inputs: Tensors, outputs: list[Tensor], 
             z[:, :start].baddbmm_(before.mT, z[now], alpha=-1)
         d = z[now] @ u[upto].mT
         d[:, :, start:].masked_fill_(not_before((stop - start) // M, d.device, rows=M), 0)
-        if w is not None:
+        if dw is not None:
             tokens = (slice(None), slice(start // M, stop // M), slice(0, stop // M))
             dw[tokens] -= (d * by_entity * by_role).unflatten(2, (-1, M)).unflatten(1, (-1, M)).sum((2, 4))
             d *= _row_weights(w, M, start, stop)
@@ -260,5 +269,9 @@ def _solve_backward(gradients: Tensors, inputs: Tensors, outputs: list[Tensor], 
 
 
 solve = differentiable(
-    "tensor_memory_solve", _solve, _solve_backward, lambda pe, pr, qe, qr, y, *_: (torch.empty_like(y),), _solve
+    "tensor_memory_solve",
+    solve_composite,
+    _solve_backward,
+    lambda pe, pr, qe, qr, y, *_: (torch.empty_like(y),),
+    solve_composite,
 )
