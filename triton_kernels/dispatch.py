@@ -127,11 +127,13 @@ def differentiable(
         arguments = list(ctx.arguments)
         for place, tensor in zip(ctx.places, given, strict=True):
             arguments[place] = tensor
-        if torch.is_grad_enabled():  # create_graph
-            found = _differentiable_gradients(composite, arguments, gradients)
-        else:
-            dense = [None if g is None else g.contiguous() for g in gradients]
-            found = gradient(dense, arguments[: ctx.tensor_count], list(outputs), ctx.numbers)
+        # The pass may be called under an autocast that the forward pass did not see.
+        with torch.autocast(outputs[0].device.type, enabled=False):
+            if torch.is_grad_enabled():  # create_graph
+                found = _differentiable_gradients(composite, arguments, gradients)
+            else:
+                dense = [None if g is None else g.contiguous() for g in gradients]
+                found = gradient(dense, arguments[: ctx.tensor_count], list(outputs), ctx.numbers)
         values = iter(found)
         return tuple(next(values) if isinstance(x, Tensor) and x.is_floating_point() else None for x in arguments)
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 from memory_cases import assert_close, draw, gradients, outputs, run
 
+from algornn.triton_kernels.tensor_memory_gram import scan, solve
+
 TINY = {"B": 1, "T": 3, "M": 2, "E": 2, "R": 2, "V": 2}
 VARIANTS = {
     "plain": {},
@@ -133,6 +135,16 @@ def test_autocast_does_not_touch_the_arithmetic(backend):
     wanted, found = (gradients(x, switches, function, backend=backend) for function in (outputs, cast))
     assert all(torch.equal(found[name], value) for name, value in wanted.items())
     assert {value.dtype for value in found.values()} == {torch.float32}
+
+
+def test_autocast_does_not_touch_a_hand_written_backward_pass():
+    e, r, y = (torch.randn(2, 9, n).mul(0.5).requires_grad_() for n in (3, 2, 4))
+    u, _, _, _ = scan(e, r, y, None, None, None, None)
+    for out in (u, solve(e, r, None, None, y, None, 3, 1)[0]):
+        wanted = torch.autograd.grad(out.sum(), (e, r, y), retain_graph=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = torch.autograd.grad(out.sum(), (e, r, y))
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 @halves
