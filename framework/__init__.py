@@ -4,11 +4,66 @@ Models and learners are exported here, each exactly once; probes, data and opera
 of their own: `algornn.probes`, `algornn.datamodules` and `algornn.triton_kernels`.
 """
 
-from algornn.learners import QuestionAnswering, TFNadam
-from algornn.memory import TensorProductMemory
-from algornn.models import TPRRNN, LSTMReader
+from algornn.learners import KeyValueRetrieval, LanguageModeling, QuestionAnswering, TFNadam, TokenTagging
+from algornn.memory import (
+    DPFP,
+    FAVOR,
+    DeltaDelta,
+    DeltaLSTM,
+    DeltaMLP,
+    DeltaNet,
+    DeltaRNN,
+    EluPlusOne,
+    FastWeightMemory,
+    FastWeightsRNN,
+    GatedFastWeights,
+    LinearTransformer,
+    RecurrentDeltaNet,
+    SelfReferentialMatrix,
+    SoftmaxFeatures,
+    TensorProductMemory,
+)
+from algornn.models import (
+    LSTM,
+    TPRRNN,
+    FastWeightBlocks,
+    KeyValueRetriever,
+    LSTMReader,
+    MemoryAugmentedLSTM,
+    TokenNetwork,
+)
 from algornn.run import load
 
 __version__ = "0.1.0"
 
-__all__ = ["TPRRNN", "LSTMReader", "QuestionAnswering", "TFNadam", "TensorProductMemory", "load"]
+__all__ = [
+    "DPFP",
+    "FAVOR",
+    "LSTM",
+    "TPRRNN",
+    "DeltaDelta",
+    "DeltaLSTM",
+    "DeltaMLP",
+    "DeltaNet",
+    "DeltaRNN",
+    "EluPlusOne",
+    "FastWeightBlocks",
+    "FastWeightMemory",
+    "FastWeightsRNN",
+    "GatedFastWeights",
+    "KeyValueRetrieval",
+    "KeyValueRetriever",
+    "LSTMReader",
+    "LanguageModeling",
+    "LinearTransformer",
+    "MemoryAugmentedLSTM",
+    "QuestionAnswering",
+    "RecurrentDeltaNet",
+    "SelfReferentialMatrix",
+    "SoftmaxFeatures",
+    "TFNadam",
+    "TensorProductMemory",
+    "TokenNetwork",
+    "TokenTagging",
+    "load",
+]

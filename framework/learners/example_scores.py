@@ -10,7 +10,7 @@ from torchmetrics import Metric
 
 
 class ExampleScores(Metric):
-    """Exact-match accuracy and mean loss over a fixed set of examples, in all and by group.
+    """Exact match, token accuracy and mean loss over a fixed set of examples, in all and by group.
 
     Distributed samplers repeat examples to fill the last batch. Scores are stored by example id, and ranks are merged
     by maximum, so that a repeat changes nothing and any number of processes gives the value of one.
@@ -21,33 +21,50 @@ class ExampleScores(Metric):
     """
 
     full_state_update = False
-    correct: Tensor
+    right: Tensor
+    asked: Tensor
     loss: Tensor
     group: Tensor
 
     def __init__(self, size: int, groups: Sequence[str] = ()) -> None:
         super().__init__()
         self.groups = tuple(groups)
-        self.add_state("correct", torch.full((size,), -1), dist_reduce_fx="max")
-        self.add_state("group", torch.full((size,), -1), dist_reduce_fx="max")
+        for name in ("right", "asked", "group"):
+            self.add_state(name, torch.full((size,), -1), dist_reduce_fx="max")
         self.add_state("loss", torch.full((size,), -torch.inf), dist_reduce_fx="max")
 
-    def update(self, ids: Tensor, correct: Tensor, loss: Tensor, group: Tensor | None = None) -> None:
-        """Store the scores of some examples: their ids, whether each was right, its loss, its group (all ``[B]``)."""
-        self.correct[ids] = correct.to(self.correct.dtype)
+    def update(self, ids: Tensor, right: Tensor, asked: Tensor, loss: Tensor, group: Tensor | None = None) -> None:
+        """Store the scores of some examples, all ``[B]``.
+
+        Args:
+            ids: their ids.
+            right: how many of an example's answers were right.
+            asked: how many answers an example asks for.
+            loss: the example's loss.
+            group: index of its group.
+        """
+        self.right[ids] = right.to(self.right.dtype)
+        self.asked[ids] = asked.to(self.asked.dtype)
         self.loss[ids] = loss.detach().to(self.loss.dtype)
         if group is not None:
             self.group[ids] = group
 
     def compute(self) -> dict[str, Tensor]:
-        """Return ``loss``, ``sequence_accuracy`` and ``examples``, the last two also as ``<group>/...``."""
-        seen = self.correct >= 0
-        scores = {"loss": self.loss[seen].mean()} | self._accuracy(seen)
+        """Return ``loss``, ``sequence_accuracy``, ``examples``, the last two also as ``<group>/...``.
+
+        Where examples ask for several answers, ``token_accuracy`` (the share of right answers) stands beside
+        ``sequence_accuracy`` (the share of examples with all answers right).
+        """
+        seen = self.right >= 0
+        several = bool((self.asked > 1).any())
+        scores = {"loss": self.loss[seen].mean()} | self._accuracy(seen, several)
         for index, name in enumerate(self.groups):
             rows = seen & (self.group == index)
             if rows.any():
-                scores |= {f"{name}/{key}": value for key, value in self._accuracy(rows).items()}
+                scores |= {f"{name}/{key}": value for key, value in self._accuracy(rows, several).items()}
         return scores
 
-    def _accuracy(self, rows: Tensor) -> dict[str, Tensor]:
-        return {"sequence_accuracy": self.correct[rows].float().mean(), "examples": rows.sum()}
+    def _accuracy(self, rows: Tensor, several: bool) -> dict[str, Tensor]:
+        right, asked = self.right[rows], self.asked[rows]
+        scores = {"sequence_accuracy": (right == asked).float().mean(), "examples": rows.sum()}
+        return scores | ({"token_accuracy": right.sum() / asked.sum()} if several else {})

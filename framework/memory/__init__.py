@@ -1,5 +1,37 @@
-"""Memories: modules that own fast weights, one file per family."""
+"""Memories: modules that own fast weights, one file per family.
 
-from algornn.memory.tensor_product import Associations, MLPHeads, TensorProductMemory
+Every sequence layer is called alike: ``forward(x, state=None, mask=None) -> (y, state)``, batch first.
+"""
 
-__all__ = ["Associations", "MLPHeads", "TensorProductMemory"]
+from algornn.memory.associations import Associations
+from algornn.memory.delta_mlp import DeltaDelta, DeltaMLP
+from algornn.memory.delta_rnn import DeltaLSTM, DeltaRNN
+from algornn.memory.fast_weight_memory import FastWeightMemory
+from algornn.memory.fast_weights_rnn import FastWeightsRNN
+from algornn.memory.feature_maps import DPFP, FAVOR, EluPlusOne, SoftmaxFeatures
+from algornn.memory.gated_fast_weights import GatedFastWeights
+from algornn.memory.linear_transformer import DeltaNet, LinearTransformer
+from algornn.memory.recurrent_delta import RecurrentDeltaNet
+from algornn.memory.self_referential import SelfReferentialMatrix
+from algornn.memory.tensor_product import MLPHeads, TensorProductMemory
+
+__all__ = [
+    "DPFP",
+    "FAVOR",
+    "Associations",
+    "DeltaDelta",
+    "DeltaLSTM",
+    "DeltaMLP",
+    "DeltaNet",
+    "DeltaRNN",
+    "EluPlusOne",
+    "FastWeightMemory",
+    "FastWeightsRNN",
+    "GatedFastWeights",
+    "LinearTransformer",
+    "MLPHeads",
+    "RecurrentDeltaNet",
+    "SelfReferentialMatrix",
+    "SoftmaxFeatures",
+    "TensorProductMemory",
+]

@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from algornn.memory.associations import Associations, clear_masked
 from algornn.triton_kernels import TensorMemory, tensor_memory
-from algornn.triton_kernels.arguments import check_mask, keep_valid
-
-
-class Associations(NamedTuple):
-    """The associations that a memory was asked to store, and the state that holds them.
-
-    Attributes:
-        keys: ``[B, N, K]``, zero where a token is masked.
-        values: ``[B, N, V]``.
-        beta: write strengths ``[B, N]``.
-        state: fast weights ``[B, K, V]``; a read is ``state.mT @ key``.
-    """
-
-    keys: Tensor
-    values: Tensor
-    beta: Tensor
-    state: Tensor
+from algornn.triton_kernels.arguments import keep_valid
 
 
 class MLPHeads(nn.Module):
@@ -139,9 +123,7 @@ class TensorProductMemory(nn.Module):
         Returns:
             Outputs ``[B, T, E]`` and the new state ``[B, E, R, E]``.
         """
-        # Masked tokens are cleared here already: NaN in them would reach the gradients of the heads.
-        check_mask(mask, {"B": x.shape[0], "T": x.shape[1]}, like=x)
-        x = keep_valid(x, mask)
+        x = clear_masked(x, mask)
         memory = self.write(x, state, mask)
         y = self.read(memory, x, causal=True)
         return keep_valid(y, mask), memory.state

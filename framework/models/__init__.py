@@ -1,5 +1,17 @@
-"""Whole networks: story readers and their baselines."""
+"""Whole networks: story readers, token networks, and their baselines."""
 
+from algornn.models.key_value import KeyValueRetriever
+from algornn.models.lstm import LSTM, MemoryAugmentedLSTM
 from algornn.models.story_readers import TPRRNN, LSTMReader, SentenceEncoder
+from algornn.models.token_networks import FastWeightBlocks, TokenNetwork
 
-__all__ = ["TPRRNN", "LSTMReader", "SentenceEncoder"]
+__all__ = [
+    "LSTM",
+    "TPRRNN",
+    "FastWeightBlocks",
+    "KeyValueRetriever",
+    "LSTMReader",
+    "MemoryAugmentedLSTM",
+    "SentenceEncoder",
+    "TokenNetwork",
+]

@@ -8,6 +8,7 @@ from algornn.learners import ExampleScores
 GROUPS = ("easy", "hard", "absent")
 IDS = torch.tensor([4, 0, 2, 1])
 CORRECT = torch.tensor([True, False, True, True])
+ONE = torch.ones(4, dtype=torch.long)  # answers that an example asks for
 LOSS = torch.tensor([0.5, 2.0, 0.25, 1.0])
 GROUP = torch.tensor([0, 1, 1, 0])
 WANTED = {
@@ -24,7 +25,7 @@ WANTED = {
 def scored(*parts):
     scores = ExampleScores(6, GROUPS)
     for rows in parts:
-        scores.update(IDS[rows], CORRECT[rows], LOSS[rows], GROUP[rows])
+        scores.update(IDS[rows], CORRECT[rows], ONE[rows], LOSS[rows], GROUP[rows])
     return scores
 
 
@@ -36,7 +37,7 @@ def in_two_processes(one, other):
     """`one` in the process that gathers every state from both."""
 
     def gather(state, group):
-        (name,) = [name for name in ("correct", "group", "loss") if getattr(one, name) is state]
+        (name,) = [name for name in ("right", "asked", "group", "loss") if getattr(one, name) is state]
         return [state, getattr(other, name)]
 
     one.dist_sync_fn, one.distributed_available_fn = gather, lambda: True
@@ -60,16 +61,24 @@ def test_two_processes_are_one(halves):
         assert values(other) != WANTED or sorted(order[1]) == [0, 1, 2, 3]  # alone it knows only its own
 
 
+def test_several_answers_per_example():
+    scores = ExampleScores(6, GROUPS)
+    scores.update(IDS, torch.tensor([3, 2, 0, 1]), torch.tensor([3, 4, 2, 1]), LOSS, GROUP)
+    found = values(scores)
+    assert (found["sequence_accuracy"], found["token_accuracy"]) == (0.5, pytest.approx(0.6))
+    assert (found["easy/token_accuracy"], found["hard/token_accuracy"]) == (1.0, pytest.approx(2 / 6))
+
+
 def test_without_groups():
     scores = ExampleScores(6)
-    scores.update(IDS, CORRECT, LOSS)
+    scores.update(IDS, CORRECT, ONE, LOSS)
     assert values(scores) == {key: value for key, value in WANTED.items() if "/" not in key}
 
 
 def test_reset_forgets():
     scores = scored([0, 1, 2, 3])
     scores.reset()
-    scores.update(IDS[:1], CORRECT[:1], LOSS[:1], GROUP[:1])
+    scores.update(IDS[:1], CORRECT[:1], ONE[:1], LOSS[:1], GROUP[:1])
     assert values(scores)["examples"] == 1
     assert "hard/examples" not in values(scores)
 
@@ -77,7 +86,8 @@ def test_reset_forgets():
 def test_half_precision_losses_and_large_sets():
     scores = ExampleScores(20_000)
     half = torch.full((20_000,), 0.1, dtype=torch.bfloat16, requires_grad=True)
-    scores.update(torch.arange(20_000), torch.arange(20_000) % 4 == 0, half)
+    ids = torch.arange(20_000)
+    scores.update(ids, ids % 4 == 0, torch.ones_like(ids), half)
     found = scores.compute()
     assert (found["sequence_accuracy"].item(), found["examples"].item()) == (0.25, 20_000)
     assert found["loss"].item() == pytest.approx(half[0].item(), rel=1e-6)

@@ -1,0 +1,162 @@
+"""Language modelling over endless streams, by truncated backpropagation through time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from algornn.learners.learner import Learner
+from algornn.learners.token_tagging import NO_TARGET
+
+
+class StreamScores(Metric):
+    """Next-token loss and accuracy over streams, in all and by group.
+
+    Every process reads the whole of an evaluation stream, so ranks are merged by maximum.
+
+    Args:
+        groups: group names, in the order of the group indices that `update` gets.
+    """
+
+    full_state_update = False
+    right: Tensor
+    asked: Tensor
+    loss: Tensor
+    counted: Tensor
+
+    def __init__(self, groups: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.groups = tuple(groups)
+        size = max(1, len(self.groups))
+        for name in ("right", "asked", "counted"):
+            self.add_state(name, torch.zeros(size, dtype=torch.long), dist_reduce_fx="max")
+        self.add_state("loss", torch.zeros(size, dtype=torch.double), dist_reduce_fx="max")
+
+    def update(self, logits: Tensor, batch: Any) -> None:
+        """Add a segment: logits ``[B, T, V]`` and its `StreamBatch`."""
+        group, counts, asked = batch.group.flatten(), (batch.target != NO_TARGET).flatten(), batch.asked.flatten()
+        losses = F.cross_entropy(logits.flatten(0, 1), batch.target.flatten(), ignore_index=NO_TARGET, reduction="none")
+        right = (logits.argmax(-1) == batch.target).flatten() & asked
+        for name, values in (("right", right), ("asked", asked), ("counted", counts), ("loss", losses)):
+            total = getattr(self, name)
+            total.index_add_(0, group, values.to(total.dtype))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return ``loss`` and ``perplexity`` per counted token, and of what was asked for ``sequence_accuracy``.
+
+        Every token that is asked for is an example of its own (``examples``), also by ``<group>/...``.
+        """
+        loss = (self.loss.sum() / self.counted.sum()).float()
+        scores = {"loss": loss, "perplexity": loss.exp()} | self._accuracy(self.right.sum(), self.asked.sum())
+        for index, name in enumerate(self.groups):
+            if self.asked[index]:
+                found = self._accuracy(self.right[index], self.asked[index])
+                scores |= {f"{name}/{key}": value for key, value in found.items()}
+        return scores
+
+    @staticmethod
+    def _accuracy(right: Tensor, asked: Tensor) -> dict[str, Tensor]:
+        return {"sequence_accuracy": right / asked, "examples": asked}
+
+
+class LanguageModeling(Learner):
+    r"""Train a token network to predict the next token of endless streams, segment by segment.
+
+    Each segment starts from the state that the one before it left, detached: backpropagation is truncated to a
+    segment, the memory is not. The state of training is carried over documents and epochs and never reset; it lies in
+    the checkpoint, so that a resumed run goes on as the uninterrupted one. Evaluation starts from the model's first
+    state and carries its own.
+
+    The loss is the mean over the segment's tokens that count (`StreamBatch.target`); accuracy is that of the tokens
+    that are asked for (`StreamBatch.asked`), such as the answers of catbAbI.
+
+    Args:
+        model: ``forward(tokens, state, mask) -> (logits, state)``, such as `TokenNetwork`.
+        optimizer: called with the parameters that are trained.
+        warmup_steps: optimizer steps at the start with a reduced learning rate.
+        warmup_factor: the factor of the learning rate during these steps.
+        cooldown: share of the training, at its end, over which the learning rate falls linearly to 0.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Callable[[Iterable], torch.optim.Optimizer] = torch.optim.Adam,
+        warmup_steps: int = 0,
+        warmup_factor: float = 0.1,
+        cooldown: float = 0.0,
+    ) -> None:
+        super().__init__(model, optimizer, warmup_steps, warmup_factor, cooldown)
+        self.state: Any = None  # of this process's training rows
+        self._restored: Any = None
+        self._evaluation: tuple[int, Any] = (0, None)  # the loader, and the state of its stream
+
+    def loss(self, call: Callable[..., Any], batch: Any) -> Tensor:
+        """Mean cross-entropy of a segment from the model's first state."""
+        return _cross_entropy(call(batch.tokens, None, batch.mask)[0], batch)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the loss of the next segment of every row."""
+        logits, state = self.model(batch.tokens, self.state, batch.mask)
+        self.state = _mapped(Tensor.detach, state)
+        loss = _cross_entropy(logits, batch)
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+        return loss
+
+    def on_train_start(self) -> None:
+        """Take up the state of the checkpoint that the run goes on from."""
+        self.state, self._restored = self._restored, None
+        if self.state is not None:
+            rank = self.trainer.global_rank
+            self.state = _mapped(lambda x: x[rank].to(self.device), self.state)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the state of all processes."""
+        several = self.trainer.world_size > 1
+        gathered = _mapped(lambda x: cast(Tensor, self.all_gather(x)) if several else x[None], self.state)
+        checkpoint["carried_state"] = gathered
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Hold the state until training starts."""
+        self._restored = checkpoint.get("carried_state")
+
+    # Validation and test: one StreamScores per loader.
+
+    def _start_scores(self, names: list[str], loaders: list[Any]) -> None:
+        scores = [StreamScores(getattr(loader.dataset, "groups", ())).to(self.device) for loader in loaders]
+        self.scores = dict(zip(names, scores, strict=True))
+        self._evaluation = (0, None)
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Score the next segment of the current loader's stream."""
+        loader, state = self._evaluation
+        logits, state = self(batch.tokens, state if loader == dataloader_idx else None, batch.mask)
+        self._evaluation = (dataloader_idx, state)
+        list(self.scores.values())[dataloader_idx].update(logits, batch)
+
+    test_step = validation_step
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Return the most probable next token at every place ``[B, T]``."""
+        loader, state = self._evaluation if batch_idx else (dataloader_idx, None)
+        logits, state = self(batch.tokens, state if loader == dataloader_idx else None, batch.mask)
+        self._evaluation = (dataloader_idx, state)
+        return logits.argmax(-1)
+
+
+def _cross_entropy(logits: Tensor, batch: Any) -> Tensor:
+    """The mean over the tokens that count; 0, with a gradient of 0, where none does."""
+    total = F.cross_entropy(logits.flatten(0, 1), batch.target.flatten(), ignore_index=NO_TARGET, reduction="sum")
+    return total / (batch.target != NO_TARGET).sum().clamp(min=1)
+
+
+def _mapped(function: Callable[[Tensor], Tensor], state: Any) -> Any:
+    """Apply a function to every tensor of a state, a tensor or nested tuples of them."""
+    if state is None or isinstance(state, Tensor):
+        return None if state is None else function(state)
+    return tuple(_mapped(function, part) for part in state)

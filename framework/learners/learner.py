@@ -1,0 +1,147 @@
+"""What all learners share: the optimizer with its schedule, steps that are not finite, scores by set and group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+
+from algornn.learners.example_scores import ExampleScores
+
+Scored = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # ids, right answers, answers asked for, loss, group; all [B]
+
+
+class Learner(L.LightningModule):
+    """Train a network by the `loss` of its batches; score every example once, by group, in and out of distribution.
+
+    A subclass defines `loss` and `scored`.
+
+    Args:
+        model: the network.
+        optimizer: called with the parameters that are trained.
+        warmup_steps: optimizer steps at the start with a reduced learning rate.
+        warmup_factor: the factor of the learning rate during these steps.
+        cooldown: share of the training, at its end, over which the learning rate falls linearly to 0.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Callable[[Iterable], torch.optim.Optimizer] = torch.optim.Adam,
+        warmup_steps: int = 0,
+        warmup_factor: float = 0.1,
+        cooldown: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= cooldown <= 1:
+            raise ValueError(f"`cooldown` must be a share of the training between 0 and 1, got {cooldown}.")
+        self.model = model
+        self.optimizer = optimizer
+        self.warmup_steps, self.warmup_factor, self.cooldown = warmup_steps, warmup_factor, cooldown
+        self.scores: dict[str, Any] = {}
+        self.results: dict[str, dict[str, Any]] = {}
+
+    def forward(self, *args: Any) -> Any:
+        """The model's own forward."""
+        return self.model(*args)
+
+    def loss(self, call: Callable[..., Any], batch: Any) -> Tensor:
+        """Return the mean loss of a batch; `call` stands for the model's forward."""
+        raise NotImplementedError
+
+    def scored(self, batch: Any) -> Iterator[Scored]:
+        """Yield the scores of the examples of a batch, in one part or several."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        loss = self.loss(self.model, batch)
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+        return loss
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Build the optimizer with its warm-up and cool-down."""
+        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _learning_rate_factor(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return self.warmup_factor
+        if not self.cooldown:
+            return 1.0
+        steps = self.trainer.estimated_stepping_batches
+        return max(0.0, min(1.0, (steps - step) / (self.cooldown * steps)))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer says; where a gradient is not finite, drop all of them, so that the step is skipped.
+
+        Unnormalised keys make the memory expand now and then (the released code restarts its training on NaN). Without
+        gradients the optimizer leaves weights and moments alone; zeros would let its momentum go on.
+        """
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        if not gradients or torch.stack([g.isfinite().all() for g in gradients]).all():
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            optimizer.zero_grad(set_to_none=True)
+
+    # Validation and test: one ExampleScores per loader.
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the scores of the validation set."""
+        self._start_scores(["val"], [self.trainer.val_dataloaders])
+
+    def on_test_epoch_start(self) -> None:
+        """Start the scores of the test set and of every further test set."""
+        loaders = self.trainer.test_dataloaders
+        self.results = {}
+        named = loaders if isinstance(loaders, dict) else {"test": loaders}
+        self._start_scores(list(named), list(named.values()))
+
+    def _start_scores(self, names: list[str], loaders: list[Any]) -> None:
+        datasets = [loader.dataset for loader in loaders]
+        scores = [ExampleScores(len(data), getattr(data, "groups", ())).to(self.device) for data in datasets]
+        self.scores = dict(zip(names, scores, strict=True))
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Score a batch of the current loader."""
+        scores = list(self.scores.values())[dataloader_idx]
+        for part in self.scored(batch):
+            scores.update(*part)
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores of the validation set."""
+        values = self.scores["val"].compute()
+        for key, value in values.items():
+            if not key.endswith("examples"):
+                self.log(f"val/{key}", value, prog_bar=key == "sequence_accuracy")
+        self.scores = {}
+
+    def on_test_epoch_end(self) -> None:
+        """Log the scores of every test set and keep them in `results`."""
+        for name, metric in self.scores.items():
+            values = {key: float(value) for key, value in metric.compute().items()}
+            self.results[name] = nested(values)
+            self.log_dict({f"test/{name}/{key}": x for key, x in values.items() if not key.endswith("examples")})
+        self.scores = {}
+
+
+def nested(values: dict[str, float]) -> dict[str, Any]:
+    """Turn ``{"loss": ..., "qa1/examples": ...}`` into ``{"loss": ..., "groups": {"qa1": {"examples": ...}}}``."""
+    result: dict[str, Any] = {"groups": {}}
+    for key, value in values.items():
+        group, _, measure = key.rpartition("/")
+        place = result["groups"].setdefault(group, {}) if group else result
+        place[measure] = int(value) if measure == "examples" else value
+    return result

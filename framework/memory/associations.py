@@ -1,0 +1,45 @@
+"""What all memories share: the trace that probes read, masked tokens, and heads."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from algornn.triton_kernels.arguments import check_mask, keep_valid
+
+
+class Associations(NamedTuple):
+    """The associations that a memory was asked to store, and the state that holds them.
+
+    Attributes:
+        keys: ``[B, N, K]``, zero where a token is masked.
+        values: ``[B, N, V]``.
+        beta: write strengths ``[B, N]``.
+        state: fast weights ``[B, K, V]``; a read is ``state.mT @ key``.
+    """
+
+    keys: Tensor
+    values: Tensor
+    beta: Tensor
+    state: Tensor
+
+    @classmethod
+    def of_heads(cls, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, mask: Tensor | None) -> Associations:
+        """Every head as an example of its own: k, v ``[B, T, H, K|V]``, beta ``[B, T, H]``, state ``[B, H, K, V]``."""
+        k, v, beta = (keep_valid(x, mask).transpose(1, 2).flatten(0, 1) for x in (k, v, beta))
+        return cls(k, v, beta, state.flatten(0, 1))
+
+
+def clear_masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Zero the masked tokens of x ``[B, T, D]`` before anything is computed from them.
+
+    NaN in them would otherwise reach the gradients of the layers that make keys and values.
+    """
+    check_mask(mask, {"B": x.shape[0], "T": x.shape[1]}, like=x)
+    return keep_valid(x, mask)
+
+
+def merge_heads(y: Tensor) -> Tensor:
+    """Put the heads of y ``[B, T, H, D]`` after one another, ``[B, T, HD]``."""
+    return y.flatten(-2)

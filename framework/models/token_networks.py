@@ -1,0 +1,149 @@
+"""Networks of tokens: an embedding, any sequence layer, and an output for every token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from algornn.memory import DeltaNet
+
+
+class FastWeightBlocks(nn.Module):
+    r"""Residual blocks around a memory, as a Transformer has them around its attention.
+
+    .. math::
+        x \leftarrow x + \mathrm{memory}(\mathrm{LN}(x)), \qquad
+        x \leftarrow x + W_2 \, \mathrm{relu}(W_1 \mathrm{LN}(x) + b_1) + b_2
+
+    with dropout on both sums. There are no positions: a memory that is written in order does not need them.
+
+    Args:
+        input_size: width D of input and output.
+        memory: called with D for every block; makes its memory, a sequence layer of output width D.
+        blocks: number of blocks.
+        feedforward_size: hidden units of the feed-forward part; None: 4 D.
+        dropout: probability.
+
+    Source: Irie, Schlag, Csordas and Schmidhuber (2021), "Going Beyond Linear Transformers with Recurrent Fast Weight
+    Programmers", models of algorithmic tasks.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        memory: Callable[[int], nn.Module] = DeltaNet,
+        blocks: int = 4,
+        feedforward_size: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            [_Block(input_size, memory(input_size), feedforward_size or 4 * input_size, dropout) for _ in range(blocks)]
+        )
+
+    def forward(
+        self, x: Tensor, state: tuple[Any, ...] | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Any, ...]]:
+        """Run over tokens ``[B, T, D]``; the state is the tuple of the blocks' states."""
+        new = []
+        for block, old in zip(self.blocks, state or (None,) * len(self.blocks), strict=True):
+            x, block_state = block(x, old, mask)
+            new.append(block_state)
+        return x, tuple(new)
+
+
+class _Block(nn.Module):
+    def __init__(self, size: int, memory: nn.Module, feedforward_size: int, dropout: float) -> None:
+        super().__init__()
+        self.memory, self.norm, self.dropout = memory, nn.LayerNorm(size), nn.Dropout(dropout)
+        self.feedforward = nn.Sequential(
+            nn.LayerNorm(size),
+            nn.Linear(size, feedforward_size),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(feedforward_size, size),
+            nn.Dropout(dropout),
+        )
+
+    def forward(self, x: Tensor, state: Any, mask: Tensor | None) -> tuple[Tensor, Any]:
+        y, state = self.memory(self.norm(x), state, mask)
+        x = x + self.dropout(y)
+        return x + self.feedforward(x), state
+
+
+class TokenNetwork(nn.Module):
+    """Embed every token, run a sequence layer over them, give logits for every token.
+
+    Args:
+        vocab_size: number of input ids, padding (id 0) included.
+        output_size: number of classes.
+        layer: called with the width of the embedded tokens; makes the sequence layer,
+            ``forward(x, state, mask) -> (y, state)``: any memory of `algornn`, `FastWeightBlocks`, `LSTM`,
+            `MemoryAugmentedLSTM` or your own. The width of its output is found by running it once.
+        embedding_size: width of the embedding of one id.
+        ids_per_token: ids that make one token; their embeddings are concatenated.
+        output_bias: whether the output layer has a bias; without, its weights are Xavier-normal.
+        dropout: probability, on embedded tokens and on what the output layer sees.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        output_size: int,
+        layer: Callable[[int], nn.Module] = FastWeightBlocks,
+        embedding_size: int = 256,
+        ids_per_token: int = 1,
+        output_bias: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, embedding_size)
+        self.layer = layer(ids_per_token * embedding_size)
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(_output_width(self.layer, ids_per_token * embedding_size), output_size, output_bias)
+        if not output_bias:
+            nn.init.xavier_normal_(self.output.weight)
+        self.ids_per_token = ids_per_token
+
+    def forward(self, tokens: Tensor, state: Any = None, mask: Tensor | None = None) -> tuple[Tensor, Any]:
+        """Give logits for every token.
+
+        Args:
+            tokens: ids ``[B, T]``, or ``[B, T, ids_per_token]``.
+            state: the layer's state; None: its own first one.
+            mask: ``[B, T]`` bool, False at tokens that only pad the batch.
+
+        Returns:
+            Logits ``[B, T, output_size]`` and the layer's new state.
+        """
+        y, state = self.layer(self._embed(tokens), state, mask)
+        return self.output(self.dropout(y)), state
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        ids = tokens.shape[2] if tokens.dim() == 3 else 1
+        if ids != self.ids_per_token:
+            raise ValueError(
+                f"`tokens` must have {self.ids_per_token} id(s) per token, got the shape {list(tokens.shape)}. "
+                "Build the network with the data module's ids_per_token."
+            )
+        x = self.embedding(tokens)
+        return self.dropout(x.flatten(2) if tokens.dim() == 3 else x)
+
+    def fast_weights(self, tokens: Tensor, state: Any = None, mask: Tensor | None = None) -> Any:
+        """What was written to the layer's fast weights, for probes, where it has them."""
+        written: Any = getattr(self.layer, "fast_weights", None)
+        if written is None:
+            raise TypeError(f"{type(self.layer).__name__} shows no fast weights; give the probe your own function.")
+        return written(self._embed(tokens), state, mask)
+
+
+def _output_width(layer: nn.Module, input_size: int) -> int:
+    """The width of what a layer gives, found by a run on one token that leaves no trace."""
+    mode = layer.training
+    with torch.no_grad():
+        width = layer.eval()(torch.zeros(1, 1, input_size))[0].shape[-1]
+    layer.train(mode)
+    return width
