@@ -1,8 +1,23 @@
 """Benchmarks with systematic splits, one file per benchmark."""
 
+from algornn.datamodules.associative_retrieval import AssociativeRetrieval
 from algornn.datamodules.babi import BAbI
+from algornn.datamodules.key_value import KeyValueBatch, KeyValueCapacity
 from algornn.datamodules.split_datamodule import Example, SplitDataModule
 from algornn.datamodules.story import StoryBatch, StoryDataModule
 from algornn.datamodules.story_world import StoryWorld
+from algornn.datamodules.tokens import TokenBatch, TokenDataModule
 
-__all__ = ["BAbI", "Example", "SplitDataModule", "StoryBatch", "StoryDataModule", "StoryWorld"]
+__all__ = [
+    "AssociativeRetrieval",
+    "BAbI",
+    "Example",
+    "KeyValueBatch",
+    "KeyValueCapacity",
+    "SplitDataModule",
+    "StoryBatch",
+    "StoryDataModule",
+    "StoryWorld",
+    "TokenBatch",
+    "TokenDataModule",
+]

@@ -1,6 +1,6 @@
 """The base of every benchmark: named splits, stages in and out of distribution, groups, and loaders that can resume.
 
-Subclasses say what their data are (`examples`, `dataset_of`, `collate`); everything that all benchmarks share is here.
+Subclasses say what their data are (`dataset_of`, `collate`); everything that all benchmarks share is here.
 """
 
 import difflib
@@ -8,7 +8,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, overload
 
 import numpy as np
 from lightning import LightningDataModule
@@ -38,6 +38,33 @@ class GroupedDataset(Dataset[Any]):
         """Number of items."""
         raise NotImplementedError
 
+    def example(self, index: int) -> Example:
+        """Item `index` as its authors would show it."""
+        raise NotImplementedError
+
+
+class Examples(Sequence[Example]):
+    """The examples of a dataset, made when they are looked at."""
+
+    def __init__(self, dataset: GroupedDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.dataset)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Example]: ...
+
+    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
+        """Example `index`, or a list of examples."""
+        if isinstance(index, slice):
+            return [self.dataset.example(i) for i in range(len(self))[index]]
+        return self.dataset.example(range(len(self))[index])
+
 
 def generator(*name: object) -> np.random.Generator:
     """A random generator that depends on `name` alone: the same on every machine, process and Python version.
@@ -46,6 +73,25 @@ def generator(*name: object) -> np.random.Generator:
     """
     digest = hashlib.sha256("/".join(map(str, name)).encode()).digest()
     return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
+
+
+class ItemGenerators:
+    """A random generator for every item, from (name, index) alone: item 7 is made without items 0 to 6.
+
+    Philox counts: the index is the highest word of its counter, so no two items share a number. Moving one generator
+    takes 2 microseconds, making a new one by `generator` takes 20. What a call returns is good until the next call.
+    """
+
+    def __init__(self, *name: object) -> None:
+        self._key = np.frombuffer(hashlib.sha256("/".join(map(str, name)).encode()).digest()[:16], dtype="<u8")
+        self._generator = np.random.Generator(np.random.Philox(key=self._key))
+
+    def __call__(self, index: int) -> np.random.Generator:
+        """The generator of item `index`, at its start."""
+        state = {"counter": np.array([0, 0, 0, index], dtype=np.uint64), "key": self._key}
+        rest = {"buffer": np.zeros(4, dtype=np.uint64), "buffer_pos": 4, "has_uint32": 0, "uinteger": 0}
+        self._generator.bit_generator.state = {"bit_generator": "Philox", "state": state, **rest}
+        return self._generator
 
 
 def check_name(kind: str, name: str, names: Sequence[str]) -> str:
@@ -62,6 +108,14 @@ def check_whole(**numbers: object) -> None:
     for name, number in numbers.items():
         if not isinstance(number, Integral):
             raise TypeError(f"{name} must be a whole number, not {number!r}.")
+
+
+def check_positive(**numbers: int) -> None:
+    """Raise a TypeError unless all `numbers` are whole, and a ValueError unless they are at least 1."""
+    check_whole(**numbers)
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, not {number}.")
 
 
 class EpochOrder:
@@ -165,7 +219,7 @@ class ResumableLoader:
 class SplitDataModule(LightningDataModule):
     """A benchmark with named splits and, in each, named stages in and out of distribution.
 
-    A subclass sets `benchmark`, `splits` and, where it has them, `further` and `ood`, and defines `groups`, `examples`,
+    A subclass sets `benchmark`, `splits` and, where it has them, `further` and `ood`, and defines `groups`,
     `dataset_of` and `collate`. Sizes that a model needs are known after the constructor, without reading a file.
 
     Batches carry `id`, the index into `examples(stage)`: with several processes the evaluation loaders repeat a few
@@ -202,8 +256,8 @@ class SplitDataModule(LightningDataModule):
         self._datasets: dict[str, GroupedDataset] = {}
 
     def examples(self, stage: str) -> Sequence[Example]:
-        """All examples of a stage, in their own order."""
-        raise NotImplementedError
+        """All examples of a stage, in their own order, made when they are looked at."""
+        return Examples(self.dataset(stage))
 
     def dataset_of(self, stage: str) -> GroupedDataset:
         """Read or generate the examples of a stage as numbers; called once per stage."""

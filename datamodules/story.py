@@ -7,7 +7,7 @@ take a few megabytes, and a batch is a table look-up.
 
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple, overload
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -154,29 +154,6 @@ class StoryDataset(GroupedDataset):
         return Example(source, (self.vocabulary[item.answer],), self.groups[item.group])
 
 
-class StoryExamples(Sequence[Example]):
-    """The examples of a dataset in words, made when they are looked at."""
-
-    def __init__(self, dataset: StoryDataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        """Number of examples."""
-        return len(self.dataset)
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Example]: ...
-
-    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
-        """Example `index`, or a list of examples."""
-        if isinstance(index, slice):
-            return [self.dataset.example(i) for i in range(len(self))[index]]
-        return self.dataset.example(index)
-
-
 class StoryDataModule(SplitDataModule):
     """A benchmark of questions about stories with one-word answers; batches are `StoryBatch`.
 
@@ -201,11 +178,6 @@ class StoryDataModule(SplitDataModule):
     def dataset_of(self, stage: str) -> StoryDataset:
         """Read or generate the stories of a stage."""
         raise NotImplementedError
-
-    def examples(self, stage: str) -> StoryExamples:
-        """All questions of a stage in words."""
-        dataset: Any = self.dataset(stage)
-        return StoryExamples(dataset)
 
     @staticmethod
     def collate(items: list[StoryItem]) -> StoryBatch:

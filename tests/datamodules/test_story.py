@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from algornn.datamodules.story import StoryDataset, StoryExamples, collate_stories
+from algornn.datamodules.split_datamodule import Examples
+from algornn.datamodules.story import StoryDataset, collate_stories
 
 VOCABULARY = ("<pad>", ".", "?", "a", "b", "c", "d")
 
@@ -44,7 +45,7 @@ def test_the_last_sentences_are_kept():
 
 
 def test_examples_in_words():
-    examples = StoryExamples(dataset())
+    examples = Examples(dataset())
     assert len(examples) == 3
     assert examples[1].source == ("a", ".", "b", ".", "c", ".", "a", "?")
     assert examples[1][1:] == (("d",), "second")
