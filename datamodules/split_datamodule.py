@@ -255,6 +255,10 @@ class SplitDataModule(LightningDataModule):
         self.data_dir, self.batch_size, self.seed = data_dir, batch_size, seed
         self._datasets: dict[str, GroupedDataset] = {}
 
+    def __str__(self) -> str:
+        """Its name and split; Lightning's own would open every loader."""
+        return f"{type(self).__name__}({self.split})"
+
     def examples(self, stage: str) -> Sequence[Example]:
         """All examples of a stage, in their own order, made when they are looked at."""
         return Examples(self.dataset(stage))

@@ -147,7 +147,9 @@ class AlgornnCLI(LightningCLI):
         config = self.config[self.subcommand]
         run, trainer = Path(config.run_dir), self._get(self.config_init, "trainer")
         last = LastCheckpoint(Path(config.checkpoint.dirpath, "last.ckpt"), config.resume_every_n_steps)
-        record = RunRecord(self._get(self.config_init, "recipe"), config.seed_everything, self.command)
+        recipe = self._get(self.config_init, "recipe")
+        setting = {recipe.sweep.option: config.get(recipe.sweep.option)} if recipe.sweep else {}
+        record = RunRecord(recipe, config.seed_everything, self.command, setting)
         kwargs["default_root_dir"] = str(run)
         if self.subcommand != "fit":
             kwargs["logger"] = False  # the logs are the training's: another validation of it is no point of its curves
@@ -217,7 +219,7 @@ class AlgornnCLI(LightningCLI):
 
 def _link_sizes(parser: LightningArgumentParser) -> None:
     """Let the model take from the data what it must know of them; skipped where it has no such argument."""
-    for size in ("vocab_size", "sentence_length"):
+    for size in ("vocab_size", "output_size", "ids_per_token", "sentence_length", "num_keys", "num_values"):
         parser.link_arguments(f"data.{size}", f"model.init_args.model.init_args.{size}", apply_on="instantiate")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from algornn.report_sweeps import sweep_curves, sweep_rows
 from algornn.run_results import RunResults, natural, read_runs
 
 # A table for the terminal shows this many numbers per probe; the page shows all.
@@ -49,7 +50,7 @@ def _terminal(runs: Sequence[RunResults]) -> str:
     """Return what fits a terminal: no errors (100 less the accuracy), no sources, the first scalars of every probe."""
     published = published_against_measured(runs)
     narrow = Table(published.header[:-1], [row[:-1] for row in published.rows])
-    return _text(runs, [results(runs, errors=False), narrow, probe_scalars(runs, KEY_SCALARS)])
+    return _text(runs, [results(runs, errors=False), narrow, sweeps(runs), probe_scalars(runs, KEY_SCALARS)])
 
 
 def _text(runs: Sequence[RunResults], tables: Sequence[Table]) -> str:
@@ -171,6 +172,15 @@ def published_against_measured(runs: Sequence[RunResults]) -> Table:
     return Table(["error %", "published", "measured", "published is", "verdict", "source"], rows)
 
 
+def sweeps(runs: Sequence[RunResults]) -> Table:
+    """Return published against measured numbers over the values of an option, for the recipes that sweep one."""
+    curves = sweep_curves(runs)
+    measures = " or ".join(dict.fromkeys(curve.measure for curve in curves)) or "loss"
+    rows = [row for curve in curves for row in sweep_rows(curve)]
+    sources = dict.fromkeys(f"{c.recipe}: {c.source}{'' if c.verified else ' (recalled)'}." for c in curves)
+    return Table([measures, "published", "measured", "verdict"], rows, " ".join(sources))
+
+
 def verdict(published: dict, errors: Sequence[float], runs: Sequence[RunResults]) -> str:
     """Compare measured errors (percent) with a published one, or say why they cannot be compared.
 
@@ -283,8 +293,8 @@ def write(runs: Sequence[RunResults], out: Path) -> None:
     check_own_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.html").write_text(page(runs, out), encoding="utf-8")
-    tables = [results(runs), published_against_measured(runs), groups(runs), probe_scalars(runs), probe_parts(runs)]
-    text = _text(runs, [*tables, facts(runs)])
+    tables = [results(runs), published_against_measured(runs), sweeps(runs), groups(runs), probe_scalars(runs)]
+    text = _text(runs, [*tables, probe_parts(runs), facts(runs)])
     (out / "report.md").write_text(text + "\n", encoding="utf-8")
     (out / "report.csv").write_text(measurements(runs), encoding="utf-8")
     print(f"{_terminal(runs)}\n\nreport of {len(runs)} run(s): {(out / 'report.html').resolve()}")

@@ -56,7 +56,7 @@ def result_pictures(runs: Sequence[RunResults]) -> Iterator[Picture]:
         )
         yield picture("iid_ood", caption, iid_against_ood, scattered)
     for run in tested:
-        if any(run.groups(stage) for stage in run.stages):
+        if any(len(run.groups(stage)) > 1 for stage in run.stages):
             apart = f" Pale: incomplete training data ({', '.join(run.incomplete)})." if run.incomplete else ""
             yield picture(f"groups {run.label}", f"{run.label}: accuracy by group.{apart}", group_bars, run)
 
@@ -139,7 +139,7 @@ def _bars(names: Sequence[str], series: dict[str, dict[str, float]], pale: Seque
     """Draw accuracies (0 to 1) as horizontal bars with their numbers: a row per name, the series side by side."""
     thickness = 0.8 / len(series)
     across = max(1, min(3, 54 // (max(map(len, series)) + 8)))  # labels side by side in the legend
-    figure, axes = _figure(0.7 + 0.2 * -(-len(series) // across) + len(names) * (0.12 + 0.18 * len(series)))
+    figure, axes = empty_figure(0.7 + 0.2 * -(-len(series) // across) + len(names) * (0.12 + 0.18 * len(series)))
     for i, ((label, values), colour) in enumerate(zip(series.items(), cycle(COLOURS), strict=False)):
         axes.barh(0, 0, color=colour, label=label)
         for row, name in enumerate(names):
@@ -167,7 +167,7 @@ def _in_and_out(run: RunResults) -> list[tuple[str, str]]:
 
 def iid_against_ood(runs: Sequence[RunResults]) -> Figure:
     """Draw the accuracy out of distribution over that in distribution: a point per group, a star per mean."""
-    figure, axes = _figure(WIDTH * 0.92)
+    figure, axes = empty_figure(WIDTH * 0.92)
     axes.plot([0, 100], [0, 100], color="#999999", linewidth=1, zorder=1)
     series = [(run, inside, outside) for run in runs for inside, outside in _in_and_out(run)]
     for (run, inside, outside), colour in zip(series, cycle(COLOURS), strict=False):
@@ -198,7 +198,7 @@ def learning_curve(curves: dict[str, Curve], key: str) -> Figure:
     """Draw one logged value over the steps, a line per run; a loss on a logarithmic axis with its running mean."""
     from matplotlib.ticker import LogLocator, NullLocator
 
-    figure, axes = _figure(3.0)
+    figure, axes = empty_figure(3.0)
     loss = key.endswith("loss")
     for (label, points), colour in zip(curves.items(), cycle(COLOURS), strict=False):
         steps = [step for step, _ in points]
@@ -266,7 +266,7 @@ def _count_steps(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}k" if abs(step) >= 10_000 else f"{step:g}")
 
 
-def _figure(height: float) -> tuple[Figure, Axes]:
+def empty_figure(height: float) -> tuple[Figure, Axes]:
     """Return an empty figure of the report's width and its axes. A bare Figure needs no display: it draws with Agg."""
     from matplotlib.figure import Figure
 

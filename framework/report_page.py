@@ -9,7 +9,8 @@ from html import escape
 from pathlib import Path
 
 from algornn import report
-from algornn.report_figures import Picture, curve_pictures, probe_pictures, result_pictures
+from algornn.report_figures import COLOURS, Picture, curve_pictures, probe_pictures, result_pictures
+from algornn.report_sweeps import sweep_pictures
 from algornn.run_results import RunResults
 
 MARK = '<meta name="generator" content="algornn report">'
@@ -65,14 +66,15 @@ def page(runs: Sequence[RunResults], out: Path) -> str:
     """Return the HTML page; every picture is also written as a PNG file into `out`."""
     sections = [
         ("Groups", result_pictures(runs), [report.groups(runs)]),
-        ("Learning curves", curve_pictures(runs), []),
+        # More lines than colours tell nothing apart: the runs of a sweep have a curve of their own.
+        ("Learning curves", curve_pictures(runs) if len(runs) <= len(COLOURS) else (), []),
         ("Probes", probe_pictures(runs), [report.probe_scalars(runs), report.probe_parts(runs)]),
     ]
     body = []
     for title, pictures, tables in sections:
         content = [figures(pictures, out), *(html_table(table) for table in tables if table.rows)]
         body += [f"<h2>{title}</h2>", *content] if any(content) else []
-    return "\n".join([*head(runs), *top(runs), *body, "</body>", "</html>", ""])
+    return "\n".join([*head(runs), *top(runs, out), *body, "</body>", "</html>", ""])
 
 
 def head(runs: Sequence[RunResults]) -> list[str]:
@@ -83,7 +85,7 @@ def head(runs: Sequence[RunResults]) -> list[str]:
     return [*lines, f"<title>{title}</title>", f"<style>\n{STYLE}\n</style>", "</head>", "<body>"]
 
 
-def top(runs: Sequence[RunResults]) -> list[str]:
+def top(runs: Sequence[RunResults], out: Path) -> list[str]:
     """Return heading, notes, results, published against measured, and the runs' facts."""
     first = runs[0]
     title = first.label if len(runs) == 1 else f"{len(runs)} runs"
@@ -100,6 +102,9 @@ def top(runs: Sequence[RunResults]) -> list[str]:
     published = report.published_against_measured(runs)
     if published.rows:
         lines += ["<h2>Published against measured</h2>", html_table(published, "stack")]
+    swept = report.sweeps(runs)
+    if swept.rows:
+        lines += ["<h2>Over the values of an option</h2>", figures(sweep_pictures(runs), out), html_table(swept)]
     return [*lines, "<h2>How it was run</h2>", html_table(report.facts(runs), "facts")]
 
 

@@ -18,7 +18,8 @@ from algornn.run import read_config, read_json
 def main(args: list[str]) -> None:
     """Train a recipe once per seed, or take finished runs, and append what was measured to its results file.
 
-    A seed's run lies in ``runs/<recipe>/seed=<seed>``: a finished one is not trained again, an interrupted one goes on.
+    A seed's run lies in ``runs/<recipe>/seed=<seed>``, where the recipe sweeps an option in
+    ``runs/<recipe>/<option>=<value>/seed=<seed>``: a finished one is not trained again, an interrupted one goes on.
 
     Args:
         args: the command line's arguments.
@@ -41,19 +42,38 @@ def main(args: list[str]) -> None:
     config = recipes.path(asked.recipe)
     name = recipe_of(config).get("name") or Path(config).stem
     read_results(asked.results / f"{name}.json")  # before hours of training, not after
-    runs = asked.runs or [train(asked.recipe, name, seed, overrides) for seed in range(1, asked.seeds + 1)]
+    runs = asked.runs or [
+        train(asked.recipe, name, seed, setting + overrides, folder)
+        for folder, setting in settings(recipe_of(config).get("sweep"))
+        for seed in range(1, asked.seeds + 1)
+    ]
     file = record(name, config, runs, asked.results)
     print(f"{result_table(runs)}\n\nresults file: {file}")
 
 
-def train(recipe: str, name: str, seed: int, overrides: list[str]) -> Path:
+def settings(sweep: dict[str, Any] | None) -> list[tuple[str, list[str]]]:
+    """Return, for every value of the option that a recipe sweeps, a folder's name and what the command line says."""
+    if not sweep:
+        return [("", [])]
+    option = str(sweep["option"])
+    return [(f"{option.rpartition('.')[2]}={value}", [f"--{option}", str(value)]) for value in sweep["values"]]
+
+
+def train(recipe: str, name: str, seed: int, overrides: list[str], setting: str = "") -> Path:
     """Run ``algornn fit`` for one seed in a process of its own and return its run folder.
+
+    Args:
+        recipe: the recipe, as the command line names it.
+        name: its own name, that of the folder.
+        seed: the seed.
+        overrides: further options.
+        setting: a folder below the recipe's, for a value of the option that it sweeps.
 
     Raises:
         FileExistsError: the folder holds a finished run of other options.
         ChildProcessError: training failed.
     """
-    run = Path("runs", name, f"seed={seed}")
+    run = Path("runs", name, setting, f"seed={seed}")
     fit = ["fit", "--config", recipe, "--run_dir", str(run), "--seed_everything", str(seed), "--data.seed", str(seed)]
     fit += overrides
     if (run / "metrics.json").is_file():

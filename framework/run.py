@@ -42,6 +42,31 @@ class Published:
 
 
 @dataclass
+class Sweep:
+    """An option that a recipe runs over several values, and the published curve over them.
+
+    Attributes:
+        option: the option, such as ``data.init_args.size``.
+        values: its values, in order.
+        published: the published number at every value, null where there is none.
+        stage: the test set that the numbers are of.
+        measure: ``loss``, or ``error`` (1 less the accuracy).
+        solved: a value counts as solved where the number is at most this; None: no such mark.
+        verified: False where the numbers are recalled and so no pass mark.
+        source: where they stand.
+    """
+
+    option: str
+    values: list[Any]
+    published: list[float | None] = field(default_factory=list)
+    stage: str = "test"
+    measure: str = "loss"
+    solved: float | None = None
+    verified: bool = False
+    source: str = ""
+
+
+@dataclass
 class Recipe:
     """What a run is meant to show.
 
@@ -50,12 +75,14 @@ class Recipe:
         about: one sentence.
         published: the numbers to compare with.
         published_steps: optimizer steps of the published runs; None where there is none.
+        sweep: an option that `algornn reproduce` runs over several values; None where there is none.
     """
 
     name: str = ""
     about: str = ""
     published: list[Published] = field(default_factory=list)
     published_steps: int | None = None
+    sweep: Sweep | None = None
 
 
 def new_run_folder(name: str, seed: int) -> Path:
@@ -132,10 +159,11 @@ class RunRecord(L.Callback):
         recipe: what the run is meant to show.
         seed: the seed of the run.
         command: how it was started.
+        setting: the option that the recipe sweeps, and its value in this run.
     """
 
-    def __init__(self, recipe: Recipe, seed: int, command: str) -> None:
-        self.recipe, self.seed, self.command = recipe, seed, command
+    def __init__(self, recipe: Recipe, seed: int, command: str, setting: dict[str, Any] | None = None) -> None:
+        self.recipe, self.seed, self.command, self.setting = recipe, seed, command, setting or {}
         self.steps, self.seconds = 0, 0.0
         self._since: float | None = None
 
@@ -182,12 +210,13 @@ class RunRecord(L.Callback):
             "recipe": self.recipe.name,
             "seed": self.seed,
             "model": type(getattr(learner, "model", learner)).__name__,
-            "parameters": sum(p.numel() for p in learner.parameters()),
+            "parameters": sum(p.numel() for p in learner.parameters() if p.requires_grad),
             "data": f"{type(data).__name__} {getattr(data, 'split', '')}".strip(),
             "steps": steps,
             "budget": budget,
             "wall_seconds": round(self.seconds, 1),
             "stages": stages,
+            "setting": self.setting,
             "incomplete": list(getattr(data, "incomplete", ())),
             "probes": probe_values(Path(trainer.default_root_dir)),
             "command": self.command,

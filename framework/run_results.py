@@ -107,6 +107,26 @@ class RunResults:
         ]
         return [p for p in numbered if p["error"] is not None]
 
+    @property
+    def sweep(self) -> dict[str, Any]:
+        """What the recipe says of the option that it sweeps; empty where it sweeps none."""
+        sweep = _entry(self.config, "recipe", "sweep")
+        usable = isinstance(sweep, dict) and sweep.get("option") and isinstance(sweep.get("values"), list)
+        return sweep if usable else {}
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """The option that the recipe sweeps and its value in this run."""
+        setting = self.metrics.get("setting")
+        return setting if isinstance(setting, dict) else {}
+
+    def measure(self, stage: str, name: str) -> float | None:
+        """Return the ``loss`` of a test set, or its ``error`` (1 less the accuracy)."""
+        if name == "loss":
+            return _number(_entry(self.stages, stage, "loss"))
+        accuracy = self.accuracy(stage)
+        return None if accuracy is None else 1 - accuracy
+
     def groups(self, stage: str) -> dict[str, float]:
         """Return group to accuracy of a test set, in natural order (qa2 before qa10)."""
         groups = self.stages.get(stage, {}).get("groups")
@@ -150,7 +170,11 @@ def read_runs(folders: Sequence[Path]) -> list[RunResults]:
         FileNotFoundError: a folder is no run folder.
     """
     runs = [read_run(folder) for folder in folders]
-    names = [[f"{run.recipe} seed {run.seed}", f"{run.recipe} {run.folder.name}", str(run.folder)] for run in runs]
+    names = []
+    for run in runs:
+        at = "".join(f" {option.rpartition('.')[2]}={value}" for option, value in run.setting.items())
+        what = f"{run.recipe}{at}"
+        names.append([f"{what} seed {run.seed}", f"{what} {run.folder.name}", str(run.folder)])
     # The shortest kind of name that no two runs share.
     kind = next((k for k in range(2) if len({name[k] for name in names}) == len(names)), 2)
     for run, name in zip(runs, names, strict=True):
