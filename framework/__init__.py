@@ -8,6 +8,7 @@ from algornn.learners import KeyValueRetrieval, LanguageModeling, QuestionAnswer
 from algornn.memory import (
     DPFP,
     FAVOR,
+    DecomposedFastWeightMemory,
     DeltaDelta,
     DeltaLSTM,
     DeltaMLP,
@@ -41,6 +42,7 @@ __all__ = [
     "FAVOR",
     "LSTM",
     "TPRRNN",
+    "DecomposedFastWeightMemory",
     "DeltaDelta",
     "DeltaLSTM",
     "DeltaMLP",

@@ -24,6 +24,7 @@ class QuestionAnswering(Learner):
         cooldown: share of the training, at its end, over which the learning rate falls linearly to 0.
         length_groups: shares of a batch, from its shortest stories to its longest, that are computed apart, each
             padded to its own longest story: the gradient of the whole batch in less time. ``(0.75, 0.25)`` suits bAbI.
+        reconstruction: weight of the model's ``reconstruction_loss(story, query)``, which `TPRRNN` has with AID.
 
     Batches are `algornn.datamodules.StoryBatch` or any named tuple with the same fields.
     """
@@ -36,11 +37,16 @@ class QuestionAnswering(Learner):
         warmup_factor: float = 0.1,
         cooldown: float = 0.0,
         length_groups: tuple[float, ...] = (1.0,),
+        reconstruction: float = 0.0,
     ) -> None:
         super().__init__(model, optimizer, warmup_steps, warmup_factor, cooldown)
         if abs(sum(length_groups) - 1) > 1e-6 or min(length_groups) <= 0:
             raise ValueError(f"`length_groups` must be positive shares that sum to 1, got {length_groups}.")
-        self.length_groups = tuple(length_groups)
+        self.length_groups, self.reconstruction = tuple(length_groups), reconstruction
+        if reconstruction and not hasattr(model, "reconstruction_loss"):
+            raise ValueError(
+                f"`reconstruction` needs a model with reconstruction_loss, {type(model).__name__} has none."
+            )
 
     def loss(self, call: Callable[..., Tensor], batch: Any) -> Tensor:
         """Mean cross-entropy of the answers that `call`, standing for the model's forward, gives to the batch."""
@@ -49,10 +55,17 @@ class QuestionAnswering(Learner):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of a batch, computed by groups of similar story length."""
         parts = list(_by_length(batch, self.length_groups))
-        losses = [self.loss(self.model, part) * len(part.answer) for part in parts]
+        losses = [self._objective(part) * len(part.answer) for part in parts]
         loss = torch.stack(losses).sum() / len(batch.answer)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
+
+    def _objective(self, part: Any) -> Tensor:
+        loss = self.loss(self.model, part)
+        if not self.reconstruction:
+            return loss
+        model: Any = self.model
+        return loss + self.reconstruction * model.reconstruction_loss(part.story, part.query)
 
     def scored(self, batch: Any) -> Iterator[Scored]:
         """Yield the scores of a batch by groups of similar story length."""

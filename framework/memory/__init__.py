@@ -4,9 +4,10 @@ Every sequence layer is called alike: ``forward(x, state=None, mask=None) -> (y,
 """
 
 from algornn.memory.associations import Associations
+from algornn.memory.attention_decomposition import AttentionDecomposition, SlotComponents
 from algornn.memory.delta_mlp import DeltaDelta, DeltaMLP
 from algornn.memory.delta_rnn import DeltaLSTM, DeltaRNN
-from algornn.memory.fast_weight_memory import FastWeightMemory
+from algornn.memory.fast_weight_memory import DecomposedFastWeightMemory, FastWeightMemory
 from algornn.memory.fast_weights_rnn import FastWeightsRNN
 from algornn.memory.feature_maps import DPFP, FAVOR, EluPlusOne, SoftmaxFeatures
 from algornn.memory.gated_fast_weights import GatedFastWeights
@@ -19,6 +20,8 @@ __all__ = [
     "DPFP",
     "FAVOR",
     "Associations",
+    "AttentionDecomposition",
+    "DecomposedFastWeightMemory",
     "DeltaDelta",
     "DeltaLSTM",
     "DeltaMLP",
@@ -32,6 +35,7 @@ __all__ = [
     "MLPHeads",
     "RecurrentDeltaNet",
     "SelfReferentialMatrix",
+    "SlotComponents",
     "SoftmaxFeatures",
     "TensorProductMemory",
 ]

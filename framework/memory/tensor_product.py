@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from algornn.memory.associations import Associations, clear_masked
+from algornn.memory.attention_decomposition import AttentionDecomposition, SlotComponents
 from algornn.triton_kernels import TensorMemory, tensor_memory
 from algornn.triton_kernels.arguments import keep_valid
 
@@ -66,6 +67,10 @@ class TensorProductMemory(nn.Module):
         hidden_size: hidden units of every head.
         unused_query_head: also keep the second query-entity head of the released code, which nothing reads. It makes
             the parameter count that of the original; under data parallelism it needs `find_unused_parameters`.
+        decomposition: None: the heads are MLPs of the token. Otherwise tokens and queries come as sets of words
+            ``[..., W, D]``, and the components are slots of this attention (parts of 5 and of 4 slots); those of the
+            query are not squashed. The released code of AID also clamps every entry of the state's increment to
+            [-1, 1], which only the literal loop could follow, and gives every N vectors g, b; here neither is so.
 
     Source: Schlag and Schmidhuber (2018), "Learning to Reason with Third-Order Tensor Products", eq. 4 to 14.
     """
@@ -77,11 +82,18 @@ class TensorProductMemory(nn.Module):
         role_size: int = 20,
         hidden_size: int = 40,
         unused_query_head: bool = False,
+        decomposition: AttentionDecomposition | None = None,
     ) -> None:
         super().__init__()
         entity, role = entity_size, role_size
-        self.write_heads = MLPHeads(input_size, (entity, entity, role, role, role), hidden_size)
-        self.read_heads = MLPHeads(input_size, (entity, role, role, role), hidden_size)
+        written, read = (entity, entity, role, role, role), (entity, role, role, role)
+        self.write_heads: nn.Module
+        self.read_heads: nn.Module
+        if decomposition is None:
+            self.write_heads, self.read_heads = (MLPHeads(input_size, sizes, hidden_size) for sizes in (written, read))
+        else:
+            self.write_heads = SlotComponents(decomposition, 0, written, tanh=True)
+            self.read_heads = SlotComponents(decomposition, 1, read, tanh=False)
         self.unused_query_head = MLPHeads(input_size, (entity,), hidden_size) if unused_query_head else None
         self.gain = nn.Parameter(torch.ones(3))
         self.bias = nn.Parameter(torch.zeros(3))

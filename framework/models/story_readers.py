@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from algornn.memory import Associations, TensorProductMemory
+from algornn.memory import Associations, AttentionDecomposition, TensorProductMemory
 
 
 class SentenceEncoder(nn.Module):
@@ -31,6 +31,14 @@ class SentenceEncoder(nn.Module):
         Raises:
             ValueError: the last dimension is not W.
         """
+        return self.weighted(words).sum(-2)
+
+    def words(self, words: Tensor) -> Tensor:
+        """Map word ids ``[..., W]`` to the terms of the sum, ``[..., W, V]``, 0 where a word pads."""
+        return self.weighted(words).masked_fill((words == 0)[..., None], 0)
+
+    def weighted(self, words: Tensor) -> Tensor:
+        """Map word ids ``[..., W]`` to the terms of the sum, ``[..., W, V]``."""
         if words.shape[-1] != len(self.position):
             raise ValueError(
                 f"sentences must have {len(self.position)} words (padded with 0), got {list(words.shape)}. "
@@ -39,7 +47,7 @@ class SentenceEncoder(nn.Module):
         # One table of all (position, word) products is smaller than the products of all words of a batch.
         W, V = self.position.shape
         table = (self.position / W)[:, None] * self.embedding.weight
-        return F.embedding(words + V * torch.arange(W, device=words.device), table.flatten(0, 1)).sum(-2)
+        return F.embedding(words + V * torch.arange(W, device=words.device), table.flatten(0, 1))
 
 
 class TPRRNN(nn.Module):
@@ -52,6 +60,10 @@ class TPRRNN(nn.Module):
         role_size: R.
         hidden_size: hidden units of every head.
         unused_query_head: keep the dead head of the released code (see `TensorProductMemory`).
+        aid: take the components of sentences and questions from an attention over their words
+            (`AttentionDecomposition`, AID) instead of MLPs of their sum. Padding words are left out then, and
+            `reconstruction_loss` is what Park et al. (2024) add to the loss.
+        slot_size: width of the attention's slots.
 
     The parameter count with `unused_query_head` is V^2 + (490 + W) V + 20,086 at the default sizes: 141,985 for all
     tasks of bAbI.
@@ -67,10 +79,16 @@ class TPRRNN(nn.Module):
         role_size: int = 20,
         hidden_size: int = 40,
         unused_query_head: bool = False,
+        aid: bool = False,
+        slot_size: int = 64,
     ) -> None:
         super().__init__()
-        self.encoder = SentenceEncoder(vocab_size, sentence_length)
-        self.memory = TensorProductMemory(vocab_size, entity_size, role_size, hidden_size, unused_query_head)
+        V = vocab_size
+        self.encoder = SentenceEncoder(V, sentence_length)
+        self.encode = self.encoder.words if aid else self.encoder
+        attention = AttentionDecomposition(V, V, (5, 4), slot_size, 2 * slot_size) if aid else None
+        self.memory = TensorProductMemory(V, entity_size, role_size, hidden_size, unused_query_head, attention)
+        self.reconstruction = nn.Linear(V, V) if aid else None
         self.output = nn.Linear(entity_size, vocab_size, bias=False)
         nn.init.xavier_uniform_(self.output.weight)
 
@@ -85,12 +103,24 @@ class TPRRNN(nn.Module):
         Returns:
             Logits over the vocabulary, ``[B, V]``.
         """
-        memory = self.memory.write(self.encoder(story), mask=mask)
-        return self.output(self.memory.read(memory, self.encoder(query)))
+        memory = self.memory.write(self.encode(story), mask=mask)
+        return self.output(self.memory.read(memory, self.encode(query)))
+
+    def reconstruction_loss(self, story: Tensor, query: Tensor) -> Tensor:
+        """Mean cross-entropy of every word id of stories and questions, given its position-weighted embedding.
+
+        Raises:
+            TypeError: the model has no decomposition.
+        """
+        if self.reconstruction is None:
+            raise TypeError("`reconstruction_loss` is a part of AID: build the model with aid=True.")
+        words = torch.cat([story, query[:, None]], 1)
+        logits = self.reconstruction(self.encoder.weighted(words))
+        return F.cross_entropy(logits.flatten(0, -2), words.flatten())
 
     def fast_weights(self, story: Tensor, query: Tensor, mask: Tensor | None = None) -> Associations:
         """What the story wrote, for probes; see `TensorProductMemory.fast_weights`."""
-        return self.memory.fast_weights(self.encoder(story), mask=mask)
+        return self.memory.fast_weights(self.encode(story), mask=mask)
 
 
 class LSTMReader(nn.Module):

@@ -1,0 +1,99 @@
+"""Attention-based iterative decomposition: slots compete for the words of a sentence, to become a memory's parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class AttentionDecomposition(nn.Module):
+    r"""Decompose a set of vectors into slots by attention in which the slots compete (AID).
+
+    From a context c and the vectors :math:`x_w`, with :math:`\phi = \mathrm{elu} + 1`:
+
+    .. math::
+        S^0 &= W_0 c, \qquad k_w = \phi(W_k x_w), \quad v_w = W_v x_w, \quad S \leftarrow S^0 \\
+        &\text{repeat:} \quad q_j = \phi((W_q S_j + S^0_j) / \sqrt{s}), \quad
+        A_{wj} = \mathrm{softmax}_j(k_w \cdot q_j), \\
+        &\qquad\qquad A_{wj} \leftarrow (A_{wj} + \epsilon) / \textstyle\sum_w (A_{wj} + \epsilon), \\
+        &\qquad\qquad S_j \leftarrow S_j + \mathrm{FF}(\mathrm{LN}(\textstyle\sum_w A_{wj} v_w)) / s \\
+        \text{slots} &= W [\mathrm{dropout}(S^0); S]
+
+    A vector that is 0 in all its entries is padding: no slot attends to it.
+
+    Args:
+        input_size: width of the vectors.
+        context_size: width of the context.
+        parts: numbers of slots J of the sets that share all weights but :math:`W_0`.
+        slot_size: s.
+        feedforward_size: hidden units of FF.
+        iterations: number of repetitions.
+        dropout: probability, on the initial slots.
+
+    Source: Park, Choi and Lee (2024), "Attention-based Iterative Decomposition for Tensor Product Representation", sec.
+    3; the softmax over slots and :math:`\epsilon = 10^{-6}` as in the released code.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        context_size: int,
+        parts: Sequence[int],
+        slot_size: int = 64,
+        feedforward_size: int = 128,
+        iterations: int = 2,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if iterations < 1:
+            raise ValueError(f"`iterations` must be at least 1, got {iterations}.")
+        self.slot_size, self.iterations = slot_size, iterations
+        self.initial = nn.ModuleList([nn.Linear(context_size, slots * slot_size) for slots in parts])
+        self.key, self.value = nn.Linear(input_size, slot_size), nn.Linear(input_size, slot_size)
+        self.query = nn.Linear(slot_size, slot_size)
+        self.update = nn.Sequential(
+            nn.LayerNorm(slot_size),
+            nn.Linear(slot_size, feedforward_size),
+            nn.ReLU(),
+            nn.Linear(feedforward_size, slot_size),
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(2 * slot_size, slot_size)
+
+    def forward(self, x: Tensor, context: Tensor, part: int = 0) -> Tensor:
+        """Decompose vectors ``[..., W, D]`` with a context ``[..., C]`` into the slots ``[..., J, s]`` of a part."""
+        first = self.initial[part](context).unflatten(-1, (-1, self.slot_size))
+        k, v = F.elu(self.key(x)) + 1, self.value(x)
+        padding = (x == 0).all(-1)[..., None]
+        slots = first
+        for _ in range(self.iterations):
+            q = F.elu((self.query(slots) + first) * self.slot_size**-0.5) + 1
+            attention = (k @ q.mT).softmax(-1).masked_fill(padding, 0) + 1e-6
+            attention = attention / attention.sum(-2, keepdim=True)
+            slots = slots + self.update(attention.mT @ v) / self.slot_size
+        return self.output(torch.cat([self.dropout(first), slots], -1))
+
+
+class SlotComponents(nn.Module):
+    """The components that a memory takes from a sentence's words: a slot each, through a linear layer of its own.
+
+    Args:
+        decomposition: the attention, which may be shared.
+        part: which set of its slots.
+        sizes: width of every component.
+        tanh: whether components are squashed.
+    """
+
+    def __init__(self, decomposition: AttentionDecomposition, part: int, sizes: Sequence[int], tanh: bool) -> None:
+        super().__init__()
+        self.decomposition, self.part, self.tanh = decomposition, part, tanh
+        self.components = nn.ModuleList([nn.Linear(decomposition.slot_size, size) for size in sizes])
+
+    def forward(self, words: Tensor) -> list[Tensor]:
+        """Map words ``[..., W, D]``, zero where they pad, to ``[..., size]`` per component; the context: their sum."""
+        slots = self.decomposition(words, words.sum(-2), self.part).unbind(-2)
+        found = [layer(slot) for layer, slot in zip(self.components, slots, strict=True)]
+        return [component.tanh() for component in found] if self.tanh else found
