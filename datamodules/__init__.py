@@ -2,15 +2,18 @@
 
 from algornn.datamodules.associative_retrieval import AssociativeRetrieval
 from algornn.datamodules.babi import BAbI
+from algornn.datamodules.catbabi import CatBAbI
 from algornn.datamodules.key_value import KeyValueBatch, KeyValueCapacity
 from algornn.datamodules.split_datamodule import Example, SplitDataModule
 from algornn.datamodules.story import StoryBatch, StoryDataModule
 from algornn.datamodules.story_world import StoryWorld
+from algornn.datamodules.stream import StreamBatch, StreamDataModule
 from algornn.datamodules.tokens import TokenBatch, TokenDataModule
 
 __all__ = [
     "AssociativeRetrieval",
     "BAbI",
+    "CatBAbI",
     "Example",
     "KeyValueBatch",
     "KeyValueCapacity",
@@ -18,6 +21,8 @@ __all__ = [
     "StoryBatch",
     "StoryDataModule",
     "StoryWorld",
+    "StreamBatch",
+    "StreamDataModule",
     "TokenBatch",
     "TokenDataModule",
 ]
