@@ -8,6 +8,7 @@ from algornn.datamodules.split_datamodule import Example, SplitDataModule
 from algornn.datamodules.story import StoryBatch, StoryDataModule
 from algornn.datamodules.story_world import StoryWorld
 from algornn.datamodules.stream import StreamBatch, StreamDataModule
+from algornn.datamodules.text_file import TextFile
 from algornn.datamodules.tokens import TokenBatch, TokenDataModule
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "StoryWorld",
     "StreamBatch",
     "StreamDataModule",
+    "TextFile",
     "TokenBatch",
     "TokenDataModule",
 ]
