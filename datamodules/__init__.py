@@ -3,6 +3,7 @@
 from algornn.datamodules.associative_retrieval import AssociativeRetrieval
 from algornn.datamodules.babi import BAbI
 from algornn.datamodules.catbabi import CatBAbI
+from algornn.datamodules.code_execution import CodeExecution
 from algornn.datamodules.key_value import KeyValueBatch, KeyValueCapacity
 from algornn.datamodules.split_datamodule import Example, SplitDataModule
 from algornn.datamodules.story import StoryBatch, StoryDataModule
@@ -15,6 +16,7 @@ __all__ = [
     "AssociativeRetrieval",
     "BAbI",
     "CatBAbI",
+    "CodeExecution",
     "Example",
     "KeyValueBatch",
     "KeyValueCapacity",
