@@ -5,6 +5,7 @@ from algornn.datamodules.babi import BAbI
 from algornn.datamodules.catbabi import CatBAbI
 from algornn.datamodules.code_execution import CodeExecution
 from algornn.datamodules.key_value import KeyValueBatch, KeyValueCapacity
+from algornn.datamodules.sequential_listops import SequentialListOps
 from algornn.datamodules.split_datamodule import Example, SplitDataModule
 from algornn.datamodules.story import StoryBatch, StoryDataModule
 from algornn.datamodules.story_world import StoryWorld
@@ -20,6 +21,7 @@ __all__ = [
     "Example",
     "KeyValueBatch",
     "KeyValueCapacity",
+    "SequentialListOps",
     "SplitDataModule",
     "StoryBatch",
     "StoryDataModule",
