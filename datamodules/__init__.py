@@ -2,22 +2,33 @@
 
 from algornn.datamodules.associative_retrieval import AssociativeRetrieval
 from algornn.datamodules.babi import BAbI
+from algornn.datamodules.catbabi import CatBAbI
+from algornn.datamodules.code_execution import CodeExecution
 from algornn.datamodules.key_value import KeyValueBatch, KeyValueCapacity
+from algornn.datamodules.sequential_listops import SequentialListOps
 from algornn.datamodules.split_datamodule import Example, SplitDataModule
 from algornn.datamodules.story import StoryBatch, StoryDataModule
 from algornn.datamodules.story_world import StoryWorld
+from algornn.datamodules.stream import StreamBatch, StreamDataModule
+from algornn.datamodules.text_file import TextFile
 from algornn.datamodules.tokens import TokenBatch, TokenDataModule
 
 __all__ = [
     "AssociativeRetrieval",
     "BAbI",
+    "CatBAbI",
+    "CodeExecution",
     "Example",
     "KeyValueBatch",
     "KeyValueCapacity",
+    "SequentialListOps",
     "SplitDataModule",
     "StoryBatch",
     "StoryDataModule",
     "StoryWorld",
+    "StreamBatch",
+    "StreamDataModule",
+    "TextFile",
     "TokenBatch",
     "TokenDataModule",
 ]

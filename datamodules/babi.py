@@ -169,13 +169,15 @@ class BAbI(StoryDataModule):
         dataset = StoryDataset(self.vocabulary, self.groups, self.sentence_length, self.max_sentences)
         for group, task in enumerate(self.tasks):
             swapped = SWAPPED_NAMES.get(task, {}) if stage == "sys" else {}
-            path = self._path(task, _FILE_NAMES[stage])
-            if "first185" in path.name:
-                warnings.warn(
-                    f"Training on the first 185 of task 3's 1,800 stories: only {path} is at hand.", stacklevel=2
-                )
-            self._read(path, dataset, group, swapped)
+            self._read(self.file(task, stage), dataset, group, swapped)
         return dataset
+
+    def file(self, task: int, stage: str) -> Path:
+        """The file of a task and stage, downloaded if need be; warns where only a part of it is at hand."""
+        path = self._path(task, _FILE_NAMES[stage])
+        if "first185" in path.name:
+            warnings.warn(f"Training on the first 185 of task 3's 1,800 stories: only {path} is at hand.", stacklevel=3)
+        return path
 
     @staticmethod
     def _read(path: Path, dataset: StoryDataset, group: int, swapped: dict[str, str]) -> None:

@@ -1,7 +1,8 @@
 """Sequences of token ids with a target at some or all steps: what the benchmarks on tokens have in common."""
 
 import os
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from algornn.datamodules.split_datamodule import Example, GroupedDataset, SplitDataModule
 
 NO_TARGET = -100  # torch's ignore_index
+_MOST_REPEATS = 10_000  # sequences drawn in vain, one after the other
 
 
 class TokenBatch(NamedTuple):
@@ -150,6 +152,32 @@ class TokenDataModule(SplitDataModule):
     def dataset_of(self, stage: str) -> TokenDataset:
         """Read or generate the sequences of a stage."""
         raise NotImplementedError
+
+    def _different(self, stage: str, size: int, draw: Callable[[], tuple[list[int], list[int], int]]) -> PackedTokens:
+        """`size` different sequences; train leaves out those of val and test, val those of test.
+
+        `draw` gives the tokens (ids below 256), the target and the group of one sequence.
+        """
+        others = {"train": ("val", "test"), "val": ("test",)}.get(stage, ())
+        known = [self.dataset(other) for other in others]
+        taken = {bytes(dataset[i].tokens) for dataset in known for i in range(len(dataset))}
+        tokens, target, lengths, groups = array("B"), array("h"), array("q"), array("q")
+        repeated = 0
+        while len(lengths) < size:
+            sequence, wanted, group = draw()
+            if (key := bytes(sequence)) in taken:
+                repeated += 1
+                if repeated == _MOST_REPEATS:
+                    raise ValueError(f"There are not {size} different sequences for {stage}; choose smaller sizes.")
+                continue
+            taken.add(key)
+            tokens.extend(sequence)
+            target.extend(wanted)
+            lengths.append(len(sequence))
+            groups.append(group)
+            repeated = 0
+        packed = np.frombuffer(tokens, dtype=np.uint8), np.frombuffer(target, dtype=np.int16)
+        return PackedTokens(self.vocabulary, self.outputs, self.groups, *packed, np.array(lengths), np.array(groups))
 
     @staticmethod
     def collate(items: list[TokenItem]) -> TokenBatch:
