@@ -160,7 +160,8 @@ def published_against_measured(runs: Sequence[RunResults]) -> Table:
         same = [run for run in runs if run.recipe == recipe and run.finished]
         for published in same[0].published if same else []:
             stage = str(published["stage"])
-            errors = [100 * (1 - a) for run in same if (a := run.accuracy(stage)) is not None]
+            over = str(published.get("over") or "groups")
+            errors = [100 * (1 - a) for run in same if (a := run.accuracy(stage, over)) is not None]
             if errors:
                 spread = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
                 measured = f"{statistics.fmean(errors):.2f}{spread} (n = {len(errors)})"
@@ -168,7 +169,8 @@ def published_against_measured(runs: Sequence[RunResults]) -> Table:
                 told = f"{published['error']}" + (f" ± {std}" if std else "") + (f" (n = {count})" if count else "")
                 kind = "verified" if published.get("verified") else "recalled, no pass mark"
                 source = str(published.get("source") or "-")
-                rows.append([f"{recipe}: {stage}", told, measured, kind, verdict(published, errors, same), source])
+                name = f"{recipe}: {stage}" + (", over examples" if over == "examples" else "")
+                rows.append([name, told, measured, kind, verdict(published, errors, same), source])
     return Table(["error %", "published", "measured", "published is", "verdict", "source"], rows)
 
 

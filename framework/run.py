@@ -26,7 +26,8 @@ class Published:
 
     Attributes:
         stage: the test set, such as ``test`` or ``sys``.
-        error: error in percent, mean over groups.
+        error: error in percent.
+        over: what it is a mean over, ``groups`` or ``examples``.
         std: standard deviation over runs, in percent.
         runs: number of runs.
         verified: False where the number is recalled and so no pass mark.
@@ -39,6 +40,7 @@ class Published:
     runs: int | None = None
     verified: bool = False
     source: str = ""
+    over: str = "groups"
 
 
 @dataclass

@@ -137,11 +137,14 @@ class RunResults:
         )
         return {name: accuracy for name in sorted(found, key=natural) if (accuracy := found[name]) is not None}
 
-    def accuracy(self, stage: str) -> float | None:
+    def accuracy(self, stage: str, over: str = "groups") -> float | None:
         """Return the mean accuracy over the groups of a test set without the incomplete ones, or that of its examples.
 
-        The mean over groups is what papers on these benchmarks publish; a set without groups has only its examples.
+        The mean over groups is what most papers on these benchmarks publish; a set without groups has only its
+        examples.
         """
+        if over == "examples":
+            return _number(self.stages.get(stage, {}).get("sequence_accuracy"))
         groups = [accuracy for name, accuracy in self.groups(stage).items() if name not in self.incomplete]
         return sum(groups) / len(groups) if groups else _number(self.stages.get(stage, {}).get("sequence_accuracy"))
 
