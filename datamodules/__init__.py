@@ -5,6 +5,7 @@ from algornn.datamodules.babi import BAbI
 from algornn.datamodules.catbabi import CatBAbI
 from algornn.datamodules.code_execution import CodeExecution
 from algornn.datamodules.key_value import KeyValueBatch, KeyValueCapacity
+from algornn.datamodules.sar import SAR
 from algornn.datamodules.sequential_listops import SequentialListOps
 from algornn.datamodules.split_datamodule import Example, SplitDataModule
 from algornn.datamodules.story import StoryBatch, StoryDataModule
@@ -14,6 +15,7 @@ from algornn.datamodules.text_file import TextFile
 from algornn.datamodules.tokens import TokenBatch, TokenDataModule
 
 __all__ = [
+    "SAR",
     "AssociativeRetrieval",
     "BAbI",
     "CatBAbI",

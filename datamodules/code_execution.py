@@ -93,7 +93,7 @@ class CodeExecution(TokenDataModule):
     their last program (9,999, 999 and 999 are left); no program occurs twice here.
 
     22 tokens (24 with five variables) and padding; 26 classes: "_" and the values -8 to 16. A program has about 456
-    tokens and 29 prints.
+    tokens and 34 prints, of which 29 are executed.
 
     Args:
         split: "3-variables" or "5-variables".
