@@ -70,7 +70,10 @@ def answer(read, n: Tensor, roles: list[Tensor]) -> Tensor:  # noqa: ANN001
 
 
 def step(side: str, x: dict[str, Tensor]) -> list[Tensor]:
-    """One forward and backward pass; returns the output and all gradients."""
+    """One forward and backward pass; returns the output and all gradients.
+
+    A side is a loop, ``"ours"``, or a backend of `tensor_memory`.
+    """
     for tensor in x.values():
         tensor.grad = None
     e1, e2, r1, r2, r3 = (x[k] for k in ("e1", "e2", "r1", "r2", "r3"))
@@ -84,6 +87,7 @@ def step(side: str, x: dict[str, Tensor]) -> list[Tensor]:
             write=(entities, torch.stack([r1, r2, r3], 2)),
             values=torch.stack([e2, torch.zeros_like(e2), e1], 2),
             erase=(entities, torch.stack([r1, r2 - r1, r3], 2)),
+            backend="auto" if side == "ours" else side,
         )
         out = answer(memory.read, x["n"], roles)
     out.square().sum().backward()
