@@ -40,7 +40,7 @@ def literal(x: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return torch.stack(reads, 1), state.detach()
 
 
-def ours(x: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def ours(x: dict[str, Tensor], backend: str = "auto") -> tuple[Tensor, Tensor]:
     """The same with `tensor_memory`: all tokens write, then all tokens read."""
     memory = tensor_memory(
         write=(x["s"][:, :, None], x["r"][:, :, None]),
@@ -48,6 +48,7 @@ def ours(x: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         beta=x["beta"][:, :, None],
         clamp=True,
         initial_state=x.get("state"),
+        backend=backend,
     )
     q = x["n"]
     for hop in range(HOPS):
@@ -60,11 +61,11 @@ SIDES = {"literal": literal, "ours": ours}
 
 
 def step(side: str, x: dict[str, Tensor]) -> list[Tensor]:
-    """One forward and backward pass; returns the outputs and all gradients.
+    """One forward and backward pass; returns the outputs and all gradients. A side may be a backend, too.
 
     The final state is made, and carried without its graph, as truncated backpropagation does.
     """
-    out, state = SIDES[side](x)
+    out, state = SIDES[side](x) if side in SIDES else ours(x, backend=side)
     wanted = [value for value in x.values() if value.requires_grad]
     return [out.detach(), state, *torch.autograd.grad(out.square().sum(), wanted)]
 

@@ -239,7 +239,7 @@ def provenance() -> dict[str, Any]:
     """Return what a measured number needs beside it: commit, versions and hardware."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+        cwd=Path(__file__).resolve().parent, capture_output=True, text=True, check=False,
     )  # fmt: skip
     packages = ("algornn", "torch", "lightning", "torchmetrics")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""

@@ -25,7 +25,6 @@ from algornn.triton_kernels.sequential import (
     read,
     softmax_gradient,
     tokens_first,
-    without_autocast,
 )
 
 
@@ -133,7 +132,6 @@ def loop(x: Tensor, R: Tensor, W: Tensor, y: Tensor, mask: Tensor | None) -> tup
     return torch.stack(ys, 1) if ys else x[..., :D], W
 
 
-@without_autocast
 def _forward(
     x: Tensor, R: Tensor, W: Tensor, y: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -160,7 +158,6 @@ def _forward(
     return batch_first(ys), heads_first(W.view(H, B, D, D)), keys, error, beta
 
 
-@without_autocast
 def _backward(
     gradients: Tensors, inputs: Sequence[Any], outputs: Sequence[Tensor], numbers: Sequence[int]
 ) -> list[Tensor]:

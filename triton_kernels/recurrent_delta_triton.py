@@ -17,7 +17,7 @@ from torch import Tensor
 from algornn.triton_kernels import sequential_triton
 from algornn.triton_kernels.dispatch import Tensors, differentiable
 from algornn.triton_kernels.recurrent_delta import loop
-from algornn.triton_kernels.sequential import before, without_autocast
+from algornn.triton_kernels.sequential import before
 from algornn.triton_kernels.sequential_triton import (
     from_left,
     from_right,
@@ -145,7 +145,6 @@ def _forward(x: Tensor, R: Tensor, W: Tensor, y: Tensor, mask: Tensor | None) ->
     return ys, final, kept
 
 
-@without_autocast
 def _backward(
     gradients: Tensors, inputs: Sequence[Any], outputs: Sequence[Tensor], numbers: Sequence[int]
 ) -> list[Tensor]:

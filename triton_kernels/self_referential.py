@@ -16,7 +16,7 @@ from torch import Tensor
 
 from algornn.triton_kernels.arguments import accumulation_dtype, check_mask, check_tensor, keep_valid
 from algornn.triton_kernels.dispatch import Tensors, choose_backend, differentiable, under_transform
-from algornn.triton_kernels.sequential import outer, read, softmax_gradient, without_autocast
+from algornn.triton_kernels.sequential import outer, read, softmax_gradient
 
 RATES = 4  # learning rates: of the columns for y, q, k, and of their own
 
@@ -87,7 +87,6 @@ def loop(x: Tensor, W: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tens
     return torch.stack(ys, 1) if ys else x, W
 
 
-@without_autocast
 def _forward(x: Tensor, W: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Keep, per token: q and k [T, BH, 2, D], eta [T, BH, 4], and the change (q - k) W without eta [T, BH, 3D+4]."""
     B, T, H, D = x.shape
@@ -106,7 +105,6 @@ def _forward(x: Tensor, W: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tens
     return ys, W.view(B, H, D, M), keys, eta, change
 
 
-@without_autocast
 def _backward(
     gradients: Tensors, inputs: Sequence[Any], outputs: Sequence[Tensor], numbers: Sequence[int]
 ) -> list[Tensor]:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from algornn.triton_kernels.arguments import accumulation_dtype, check_tensor
 
@@ -67,15 +62,3 @@ def batch_first(x: Tensor) -> Tensor:
 def heads_first(x: Tensor) -> Tensor:
     """Swap batch and heads, into a copy that may be overwritten; its own inverse."""
     return x.transpose(0, 1).clone(memory_format=torch.contiguous_format)
-
-
-def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Run a hand-written pass as it is written: a backward pass may be called under an autocast that we do not see."""
-
-    @functools.wraps(function)
-    def run(*args: Any) -> Any:
-        device = next(x.device.type for x in tree_leaves(args) if isinstance(x, Tensor))
-        with torch.autocast(device, enabled=False):
-            return function(*args)
-
-    return run

@@ -23,7 +23,7 @@ from algornn.triton_kernels.dispatch import Tensors, differentiable, under_trans
 from algornn.triton_kernels.tensor_memory_clamp import clamped_scan, scan, scan_composite
 
 Pair = tuple[Tensor, Tensor]
-ROWS_PER_BLOCK = 64  # rows that one triangular solve takes; beyond, block forward substitution is faster
+ROWS_PER_BLOCK = 48  # rows that one triangular solve takes: solves are slow on more, products on fewer
 ROWS_PER_SEGMENT = 512  # rows at least until the state is built and carried: what keeps cost and memory linear in T
 
 
@@ -193,14 +193,16 @@ def read_state(state: Tensor, e: Tensor, r: Tensor) -> Tensor:
 
 def _system(
     pe: Tensor, pr: Tensor, qe: Tensor, qr: Tensor, w: Tensor | None, M: int, start: int, stop: int
-) -> tuple[Tensor, Tensor, Pair]:
-    """The rows start to stop of L before those of start, the square that follows, and the two Gram matrices of both."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows start to stop of L, as if all columns up to stop were before them, and the two Gram matrices of both."""
     by_entity, by_role = qe[:, start:stop] @ pe[:, :stop].mT, qr[:, start:stop] @ pr[:, :stop].mT
     L = by_entity * by_role
-    if w is not None:
-        L = L * _row_weights(w, M, start, stop)
-    square = L[:, :, start:].masked_fill(not_before((stop - start) // M, L.device, rows=M), 0)
-    return L[:, :, :start], square, (by_entity, by_role)
+    return L if w is None else L * _row_weights(w, M, start, stop), by_entity, by_role
+
+
+def _square(L: Tensor, M: int, start: int) -> Tensor:
+    """The columns of L from start on, 0 where the column's token is not before the row's."""
+    return L[:, :, start:].masked_fill(not_before(L.shape[1] // M, L.device, rows=M), 0)
 
 
 def _row_weights(w: Tensor, M: int, start: int, stop: int) -> Tensor:
@@ -226,19 +228,43 @@ def solve_composite(
     solved: list[Tensor] = []
     for start in range(0, y.shape[1], block * M):
         stop = min(start + block * M, y.shape[1])
-        before, square, _ = _system(pe, pr, qe, qr, w, M, start, stop)
-        rhs = y[:, start:stop]
+        L, rhs = _system(pe, pr, qe, qr, w, M, start, stop)[0], y[:, start:stop]
         if solved:
-            rhs = rhs - before @ torch.cat(solved, 1)
-        solved.append(torch.linalg.solve_triangular(square, rhs, upper=False, unitriangular=True))
+            rhs = rhs - L[:, :, :start] @ torch.cat(solved, 1)
+        solved.append(torch.linalg.solve_triangular(_square(L, M, start), rhs, upper=False, unitriangular=True))
     return (torch.cat(solved, 1),)
+
+
+def _solve_forward(
+    pe: Tensor, pr: Tensor, qe: Tensor | None, qr: Tensor | None, y: Tensor, w: Tensor | None, M: int, block: int
+) -> tuple[Tensor, Tensor]:
+    """The same in place; keeps the inverses of the diagonal blocks, ``[B, n, rows of a block]``, for the way back."""
+    qe, qr = pe if qe is None else qe, pr if qr is None else qr
+    u, inverse = _solve_fake(pe, pr, qe, qr, y, w, M, block)
+    one = torch.eye(inverse.shape[2], dtype=y.dtype, device=y.device).expand(len(y), -1, -1)
+    for start in range(0, y.shape[1], block * M):
+        stop = min(start + block * M, y.shape[1])
+        L, rhs, rows = _system(pe, pr, qe, qr, w, M, start, stop)[0], y[:, start:stop], stop - start
+        if start:
+            rhs = rhs - L[:, :, :start] @ u[:, :start]
+        square = _square(L, M, start)
+        found = torch.linalg.solve_triangular(square, one[:, :rows, :rows], upper=False, unitriangular=True)
+        u[:, start:stop], inverse[:, start:stop, :rows] = found @ rhs, found
+    return u, inverse
+
+
+def _solve_fake(
+    pe: Tensor, pr: Tensor, qe: Tensor | None, qr: Tensor | None, y: Tensor, w: Tensor | None, M: int, block: int
+) -> tuple[Tensor, Tensor]:
+    B, n, _ = y.shape
+    return torch.empty_like(y, memory_format=torch.contiguous_format), y.new_empty(B, n, min(block * M, n))
 
 
 def _solve_backward(
     gradients: Tensors, inputs: Sequence[Any], outputs: Sequence[Tensor], numbers: Sequence[int]
 ) -> list[Tensor]:
     r"""With :math:`Z = (I + L)^{-\top} dU`: :math:`dY = Z`, :math:`dL = -Z U^\top`; makes the Gram matrices again."""
-    (pe, pr, own_qe, own_qr, _, w), (u,), (M, block) = inputs, outputs, numbers
+    (pe, pr, own_qe, own_qr, _, w), (u, inverse), (M, block) = inputs, outputs, numbers
     qe, qr = pe if own_qe is None else own_qe, pr if own_qr is None else own_qr
     z = torch.zeros_like(u) if gradients[0] is None else gradients[0].clone()
     dpe, dpr = torch.zeros_like(pe), torch.zeros_like(pr)
@@ -248,11 +274,12 @@ def _solve_backward(
     for start in reversed(range(0, u.shape[1], block * M)):
         stop = min(start + block * M, u.shape[1])
         now, upto = (slice(None), slice(start, stop)), (slice(None), slice(0, stop))
-        before, square, (by_entity, by_role) = _system(pe, pr, qe, qr, w, M, start, stop)
-        z[now] = torch.linalg.solve_triangular(square.mT, z[now], upper=True, unitriangular=True)
+        L, by_entity, by_role = _system(pe, pr, qe, qr, w, M, start, stop)
+        z[now] = z_now = inverse[:, start:stop, : stop - start].mT @ z[now]
+        # Products into new tensors: into a part of a tensor they are made one example at a time.
         if start:
-            z[:, :start].baddbmm_(before.mT, z[now], alpha=-1)
-        d = z[now] @ u[upto].mT
+            z[:, :start] -= L[:, :, :start].mT @ z_now
+        d = z_now @ u[upto].mT
         d[:, :, start:].masked_fill_(not_before((stop - start) // M, d.device, rows=M), 0)
         if dw is not None:
             tokens = (slice(None), slice(start // M, stop // M), slice(0, stop // M))
@@ -260,18 +287,12 @@ def _solve_backward(
             d *= _row_weights(w, M, start, stop)
         by_role *= d
         by_entity *= d
-        dqe[now].baddbmm_(by_role, pe[upto], alpha=-1)
-        dpe[upto].baddbmm_(by_role.mT, qe[now], alpha=-1)
-        dqr[now].baddbmm_(by_entity, pr[upto], alpha=-1)
-        dpr[upto].baddbmm_(by_entity.mT, qr[now], alpha=-1)
+        dqe[now] -= by_role @ pe[upto]
+        dpe[upto] -= by_role.mT @ qe[now]
+        dqr[now] -= by_entity @ pr[upto]
+        dpr[upto] -= by_entity.mT @ qr[now]
     found = (dpe, dpr, None if own_qe is None else dqe, None if own_qr is None else dqr, z, dw)
     return [x for x in found if x is not None]
 
 
-solve = differentiable(
-    "tensor_memory_solve",
-    solve_composite,
-    _solve_backward,
-    lambda pe, pr, qe, qr, y, *_: (torch.empty_like(y),),
-    solve_composite,
-)
+solve = differentiable("tensor_memory_solve", _solve_forward, _solve_backward, _solve_fake, solve_composite)

@@ -1,9 +1,17 @@
 """Random inputs of `tensor_memory`, what comes out of it, and how far two such outcomes are apart."""
 
+import shutil
+
+import pytest
 import torch
 from hypothesis import strategies as st
 
 from algornn.triton_kernels import tensor_memory
+
+# What torch.compile ends in: inductor generates C++, and takes seconds to compile it.
+has_cpp = shutil.which("g++") or shutil.which("clang++")
+cpp_is_slow = [pytest.mark.slow, pytest.mark.skipif(not has_cpp, reason="neither g++ nor clang++ is on the path")]
+compilers = pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=cpp_is_slow)])
 
 QUERIES = 2  # reads of the final state per example
 SWITCHES = ("clamp", "chunk", "backend", "erase_kind")

@@ -7,7 +7,7 @@ import torch
 from delta_cases import TOKENWISE, cases, draw, gradients, outputs
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from memory_cases import assert_close, mask_of
+from memory_cases import assert_close, compilers, mask_of
 
 from algornn.triton_kernels.delta_rule import delta_rule
 
@@ -166,9 +166,10 @@ def test_vmap_over_a_leading_dimension(variant):
         assert_close(mapped, {name: torch.stack([y[name] for y in alone]) for name in mapped})
 
 
-def test_the_compiler_traces_one_graph():
+@compilers
+def test_the_compiler_traces_one_graph(compiler):
     x, switches = draw(decay="any", erase="given", mask="holes", dtype=torch.float32)
-    function = torch.compile(lambda x: outputs(x, switches, chunk=2), fullgraph=True, backend="aot_eager")
+    function = torch.compile(lambda x: outputs(x, switches, chunk=2), fullgraph=True, backend=compiler)
     found = gradients(x, switches, function=lambda x, _: function(x))
     assert_close(found, gradients(x, switches), relative=1e-5)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from memory_cases import compilers
 from sequential_cases import NAMES, TOKENS, assert_close, draw, gradients, outputs, states
 
 each = pytest.mark.parametrize("name", NAMES)
@@ -88,9 +89,10 @@ def test_vmap_over_masks_alone(name):
 
 
 @each
-def test_the_compiler_traces_one_graph(name):
+@compilers
+def test_the_compiler_traces_one_graph(name, compiler):
     x, mask = draw(name, T=3, mask="holes", dtype=torch.float32)
-    function = torch.compile(lambda x: outputs(name, x, mask), fullgraph=True, backend="aot_eager")
+    function = torch.compile(lambda x: outputs(name, x, mask), fullgraph=True, backend=compiler)
     found = gradients(name, x, mask, function=lambda name, x, mask: function(x))
     assert_close(found, gradients(name, x, mask), relative=1e-5)
 

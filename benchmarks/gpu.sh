@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Everything that is claimed about a GPU, in one call of less than 10 minutes: bash benchmarks/gpu.sh [--rehearse]
+#
+# Writes $OUT/gpu.json (benchmarks/results/gpu.json without OUT). Needs no network, no pip and no installed algornn: the
+# packages that are missing there (omegaconf, jsonargparse, fla with einops) may come by PYTHONPATH, and the commit of a
+# copy without its history by COMMIT.
+set -eu
+root=$(cd "$(dirname "$0")/.." && pwd)
+site=$(mktemp -d)
+trap 'rm -rf "$site"' EXIT
+
+# What pyproject.toml says: `framework` is algornn, and the other rooms are packages in it.
+mkdir "$site/algornn"
+ln -s "$root"/framework/* "$root"/probes "$root"/datamodules "$root"/triton_kernels "$site/algornn/"
+version=$(sed -n 's/^version = "\(.*\)"$/\1/p' "$root/pyproject.toml")
+mkdir "$site/algornn-$version.dist-info"
+printf 'Metadata-Version: 2.1\nName: algornn\nVersion: %s\n' "$version" >"$site/algornn-$version.dist-info/METADATA"
+
+export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
+"${PYTHON:-python3}" "$root/benchmarks/gpu.py" --out "${OUT:-$root/benchmarks/results}/gpu.json" "$@"

@@ -1,0 +1,70 @@
+"""What is measured on a GPU is rehearsed without one, so that the one call that counts does not fail over a trifle."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash on the path")
+def test_the_rehearsal_goes_through_every_part(tmp_path):
+    environment = os.environ | {"OUT": str(tmp_path), "PYTHON": sys.executable}
+    done = subprocess.run(
+        ["bash", BENCHMARKS / "gpu.sh", "--rehearse"], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["finished"]
+    rows = found["rows"]
+    assert {row["part"] for row in rows} - {"failed", "warm up"} == {
+        "environment", "timing", "kernel tests", "graph", "tuning", "blocks"
+    }  # fmt: skip
+    failures = [row["failed"] for row in rows if row.get("failed") and "fla" not in row.get("side", "")]  # wants a GPU
+    assert [failure for failure in failures if "there are no kernels for the clamp" not in failure] == []
+    measured = [row for row in rows if row["part"] == "timing" and "ms" in row]
+    assert {row["side"] for row in measured} >= {"literal", "tuned", "torch", "triton", "triton forward"}
+    assert all(row["error"] < 1e-3 and row["repeats_to_the_bit"] and math.isfinite(row["ms"]) for row in measured)
+    assert done.stdout.count("\n| ") >= len(measured)
+
+
+WORKER = """
+import json, os, sys, time
+print("PLAN", json.dumps([("first", 9), ("dies", 9), ("hangs", 1), ("last", 9)]), flush=True)
+for number in range(int(sys.argv[2]), 4):
+    print("BEGIN", number, flush=True)
+    if number == 1:
+        os._exit(7)
+    if number == 2:
+        time.sleep(60)
+    print('ROW {"part": "done", "unit": %d}' % number, flush=True)
+"""
+
+
+def test_a_unit_that_crashes_or_hangs_loses_only_itself(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu
+
+    (tmp_path / "worker.py").write_text(WORKER)
+    monkeypatch.setattr(gpu, "WORKER", tmp_path / "worker.py")
+    rows = list(gpu.work(rehearse=False, seconds=30, only=[""]))
+    assert [row["unit"] for row in rows] == [0, "dies", "hangs", 3]
+    assert [row.get("failed") for row in rows] == [None, "ended with 7", "took more than 1 s", None]
+
+
+def test_when_the_time_is_over_what_was_not_reached_is_named(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu
+
+    (tmp_path / "worker.py").write_text(WORKER.replace("os._exit(7)", "time.sleep(60)"))
+    monkeypatch.setattr(gpu, "WORKER", tmp_path / "worker.py")
+    rows = list(gpu.work(rehearse=False, seconds=2, only=[""]))
+    assert [row["unit"] for row in rows] == [0, "dies"]
+    assert rows[-1]["not_reached"] == ["hangs", "last"]
