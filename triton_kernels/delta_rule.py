@@ -51,7 +51,7 @@ def delta_rule(
         beta: write strength ``[B, T, H]``; None: 1. Any real value is allowed.
         decay: :math:`\gamma`, multiplicative (not its logarithm), ``[B, T, H]``; None: 1. Any real value is allowed.
         erase: erase keys e ``[B, T, H, K]``; None: the write keys; False: no erase-read (the sum rule).
-        initial_state: ``[B, H, K, V]``; None: zeros. For half-precision inputs it may be float32.
+        initial_state: ``[B, H, K, V]``; None: zeros. For half-precision inputs it, beta and decay may be float32.
         mask: ``[B, T]`` bool; False leaves the state bit-identical and makes the output 0.
         chunk: tokens per block, at most, of the torch form; None: chosen. The kernels choose their own.
         backend: ``"auto"``, ``"triton"`` (kernels), ``"torch"`` (by blocks) or ``"reference"`` (the literal loop).
@@ -106,14 +106,15 @@ def _check(x: _Inputs, mask: Tensor | None) -> None:
     check_tensor("q", x.q, "B T H K", sizes)
     check_tensor("k", x.k, "B T H K", sizes, like=x.q)
     check_tensor("v", x.v, "B T H V", sizes, like=x.q)
+    # When the inputs are half precision a carried state is float32, and scalars, which it multiplies, may be.
+    wide = (accumulation_dtype(x.v),)
     for name, tensor in (("beta", x.beta), ("decay", x.decay)):
         if tensor is not None:
-            check_tensor(name, tensor, "B T H", sizes, like=x.v)
+            check_tensor(name, tensor, "B T H", sizes, x.v, wide)
     if x.erase is not None:
         check_tensor("erase", x.erase, "B T H K", sizes, like=x.v)
     if x.initial_state is not None:
-        # A carried state is float32 when the inputs are half precision.
-        check_tensor("initial_state", x.initial_state, "B H K V", sizes, x.v, (accumulation_dtype(x.v),))
+        check_tensor("initial_state", x.initial_state, "B H K V", sizes, x.v, wide)
     check_mask(mask, sizes, like=x.v)
 
 

@@ -75,7 +75,9 @@ class FAVOR(nn.Module):
     .. math:: \phi(x) = \tfrac{1}{\sqrt{2 m}} \exp\!\big([W x, -W x] - \tfrac12 \|x\|^2\big)
 
     with m rows W, orthogonal within blocks of D, whose norms are those of Gaussian vectors. In training the rows are
-    drawn anew in every call (from torch's global generator, as dropout is); in evaluation the last ones stay.
+    drawn anew in every call (from torch's global generator, as dropout is), so keys and queries must be mapped in one
+    call, as the layers do, and a state carried into the next call holds keys of other rows. In evaluation the last rows
+    stay.
 
     Args:
         size: D, numbers in x.

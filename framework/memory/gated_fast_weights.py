@@ -36,7 +36,7 @@ class GatedFastWeights(nn.Module):
     def __init__(self, input_size: int, hidden_size: int = 50, slow_size: int | None = None) -> None:
         super().__init__()
         n = hidden_size
-        self.slow = nn.RNN(input_size, slow_size or n, batch_first=True)
+        self.slow = nn.RNNCell(input_size, slow_size or n)
         # a, b, g, d for F1 (n rows, n + n_x columns) and for F2 (n rows and columns).
         self.sizes = [n, n + input_size] * 2 + [n, n] * 2
         self.program = nn.Linear(slow_size or n, sum(self.sizes))
@@ -55,23 +55,36 @@ class GatedFastWeights(nn.Module):
         """
         x = clear_masked(x, mask)
         to, B, n = accumulation_dtype(x), len(x), self.hidden_size
-        zeros = [x.new_zeros(B, *size, dtype=to) for size in ((n, n + self.input_size), (n, n), (n,))]
-        s, *fast = state or (x.new_zeros(B, self.slow.hidden_size), *zeros)
+        sizes = ((self.slow.hidden_size,), (n, n + self.input_size), (n, n), (n,))
+        s, *fast = state or [x.new_zeros(B, *size, dtype=to) for size in sizes]
+        slow = self._slow_states(x.to(to), s, mask)
         hs: list[Tensor] = []
-        for t, x_t in enumerate(x.unbind(1)):
-            new_s = self.slow(x_t[:, None], s[None].to(x.dtype))[1][0]
-            new = self._step(x_t.to(to), self.program(new_s).to(to), *fast)
+        for t, program in enumerate(self.program(slow.to(x.dtype)).to(to).unbind(1)):
+            new = self._step(x[:, t].to(to), program, *fast)
             if mask is not None:
                 counts = mask[:, t, None]
-                new_s = torch.where(counts, new_s, s)
                 new = [
                     torch.where(counts if y.dim() == 2 else counts[..., None], y, old)
                     for y, old in zip(new, fast, strict=True)
                 ]
-            s, fast = new_s, new
+            fast = new
             hs.append(fast[2])
         y = torch.stack(hs, 1) if hs else x.new_zeros(B, 0, n)
+        s = torch.cat([s[:, None], slow], 1)[:, -1]
         return keep_valid(y, mask).to(x.dtype), (s, *fast)  # type: ignore[return-value]  # three tensors
+
+    def _slow_states(self, x: Tensor, s: Tensor, mask: Tensor | None) -> Tensor:
+        """Run the slow network, which never sees the fast one: x ``[B, T, input_size]`` to s ``[B, T, slow_size]``."""
+        cell = self.slow
+        with torch.autocast(x.device.type, enabled=False):
+            U, W, bias = (y.to(x.dtype) for y in (cell.weight_ih, cell.weight_hh, cell.bias_ih + cell.bias_hh))
+            inputs = F.linear(x, U, bias)
+            states: list[Tensor] = []
+            for t in range(x.shape[1]):
+                new = (inputs[:, t] + s @ W.mT).tanh()
+                s = new if mask is None else torch.where(mask[:, t, None], new, s)
+                states.append(s)
+        return torch.stack(states, 1) if states else inputs
 
     def _step(self, x: Tensor, program: Tensor, F1: Tensor, F2: Tensor, h: Tensor) -> list[Tensor]:
         a1, b1, g1, d1, a2, b2, g2, d2 = program.split(self.sizes, -1)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from algornn.memory.associations import Associations, clear_masked, merge_heads
 from algornn.memory.feature_maps import EluPlusOne
 from algornn.triton_kernels import delta_rule
+from algornn.triton_kernels.arguments import accumulation_dtype
 
 State = Tensor
 _EPSILON = 1e-5  # keeps the quotient finite where all features of a query are 0
@@ -74,8 +75,9 @@ class LinearTransformer(nn.Module):
         return self.output(merge_heads(y)), state
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = self.slow(x).unflatten(-1, (self.heads, -1)).chunk(3, -1)
-        return self.feature_map(q), self.feature_map(k), v
+        both, v = self.slow(x).unflatten(-1, (self.heads, -1)).split([2 * self.head_size, self.head_size], -1)
+        q, k = _mapped_together(self.feature_map, both)
+        return q, k, v
 
     def fast_weights(self, x: Tensor, state: State | None = None, mask: Tensor | None = None) -> Associations:
         """Return what was written, the heads after one another."""
@@ -154,14 +156,16 @@ class DeltaNet(nn.Module):
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         rows = self.slow(x).unflatten(-1, (self.heads, -1))
-        q, k, v, beta = rows.split([self.head_size] * 3 + [1], -1)
-        q, k = (sum_normalized(self.feature_map(y)) for y in (q, k))
+        both, v, beta = rows.split([2 * self.head_size, self.head_size, 1], -1)
+        q, k = (sum_normalized(y) for y in _mapped_together(self.feature_map, both))
         return q, k, v, beta[..., 0].sigmoid()
 
     def _decay(self, x: Tensor) -> Tensor | None:
         if self.gate is None:
             return None
-        return torch.exp(-cast(Tensor, self.log_rate).exp() * F.softplus(self.gate(x))).to(x.dtype)
+        # Half precision would round 0.99 to 0.988, which forgets a sixth more in 100 tokens.
+        to = accumulation_dtype(x)
+        return torch.exp(-cast(Tensor, self.log_rate).to(to).exp() * F.softplus(self.gate(x).to(to)))
 
     def fast_weights(self, x: Tensor, state: State | None = None, mask: Tensor | None = None) -> Associations:
         """Return what was written, the heads after one another."""
@@ -183,6 +187,12 @@ def _attention_normalized(
     read, S = delta_rule(q, k, v, beta, decay, erase, S, mask)
     total, z = delta_rule(q, k, ones, erase=False, initial_state=z, mask=mask)
     return read / (total + _EPSILON), torch.cat([S, z], -1)
+
+
+def _mapped_together(feature_map: nn.Module, both: Tensor) -> tuple[Tensor, Tensor]:
+    """Map queries and keys, side by side in ``[..., 2 d]``, in one call: a random map draws its rows once per call."""
+    q, k = feature_map(both.unflatten(-1, (2, -1))).unbind(-2)
+    return q, k
 
 
 def delta_state(k: Tensor, v: Tensor, beta: Tensor) -> Tensor:

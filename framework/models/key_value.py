@@ -76,7 +76,8 @@ class KeyValueRetriever(nn.Module):
         k, q = self.key(pairs), self.query(self.embedding(query))
         if self.rule == "softmax":
             return F.scaled_dot_product_attention(q, k, v)
-        k, q = self.feature_map(k), self.feature_map(q)
+        # In one call: a random map draws its rows once per call.
+        k, q = self.feature_map(torch.cat([k, q], 1)).split([k.shape[1], q.shape[1]], 1)
         if self.rule == "sum":
             scores = q @ k.mT
             return scores @ v / (scores.sum(-1, keepdim=True) + 1e-6)

@@ -50,6 +50,9 @@ class LSTM(nn.Module):
         Returns:
             Outputs of the last layer ``[B, T, D]`` and the new state.
         """
+        if x.shape[1] == 0:  # PyTorch's LSTM refuses no tokens
+            zeros = x.new_zeros(len(x), self.lstm.num_layers, self.lstm.hidden_size)
+            return x.new_zeros(len(x), 0, self.lstm.hidden_size), (zeros, zeros) if state is None else state
         first = None
         if state is not None:
             first = (state[0].transpose(0, 1).contiguous(), state[1].transpose(0, 1).contiguous())

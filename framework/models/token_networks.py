@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from algornn.memory import DeltaNet
+from algornn.memory.associations import clear_masked
 
 
 class FastWeightBlocks(nn.Module):
@@ -47,12 +48,12 @@ class FastWeightBlocks(nn.Module):
     def forward(
         self, x: Tensor, state: tuple[Any, ...] | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, tuple[Any, ...]]:
-        """Run over tokens ``[B, T, D]``; the state is the tuple of the blocks' states."""
-        new = []
+        """Run over tokens ``[B, T, D]``; the state is the tuple of the blocks' states. Masked tokens give 0."""
+        x, new = clear_masked(x, mask), []
         for block, old in zip(self.blocks, state or (None,) * len(self.blocks), strict=True):
             x, block_state = block(x, old, mask)
             new.append(block_state)
-        return x, tuple(new)
+        return clear_masked(x, mask), tuple(new)
 
 
 class _Block(nn.Module):
