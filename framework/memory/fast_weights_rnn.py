@@ -29,18 +29,28 @@ class FastWeightsRNN(nn.Module):
         inner_steps: S.
         decay: :math:`\lambda`.
         rate: :math:`\eta`.
+        input_scale: factor on PyTorch's first weights of C. The paper does not give these; at 1 the normalisation leaves
+            little of the input beside :math:`A h`, whose length is several times that of h, and training stalls.
 
     Source: Ba, Hinton, Mnih, Leibo and Ionescu (2016), "Using Fast Weights to Attend to the Recent Past", eq. 1 and 2.
     """
 
     def __init__(
-        self, input_size: int, hidden_size: int = 50, inner_steps: int = 1, decay: float = 0.9, rate: float = 0.5
+        self,
+        input_size: int,
+        hidden_size: int = 50,
+        inner_steps: int = 1,
+        decay: float = 0.9,
+        rate: float = 0.5,
+        input_scale: float = 10.0,
     ) -> None:
         super().__init__()
         if inner_steps < 0:
             raise ValueError(f"`inner_steps` must be 0 (no fast weights) or more, got {inner_steps}.")
         self.hidden_size, self.inner_steps, self.decay, self.rate = hidden_size, inner_steps, decay, rate
         self.input = nn.Linear(input_size, hidden_size)
+        with torch.no_grad():
+            self.input.weight.mul_(input_scale)
         self.recurrent = nn.Parameter(0.05 * torch.eye(hidden_size))
         self.norm = nn.LayerNorm(hidden_size)
 
@@ -63,11 +73,12 @@ class FastWeightsRNN(nn.Module):
         with torch.autocast(c.device.type, enabled=False):
             W, gain, bias = (y.to(to) for y in (self.recurrent, self.norm.weight, self.norm.bias))
             for t, c_t in enumerate(c.to(to).unbind(1)):
-                slow = c_t + h @ W.mT
+                slow = torch.addmm(c_t, h, W.mT)
                 new = F.layer_norm(slow, (D,), gain, bias).relu()
                 for _ in range(self.inner_steps):
-                    new = F.layer_norm(slow + (A @ new[..., None])[..., 0], (D,), gain, bias).relu()
-                new_A = self.decay * A + self.rate * new[:, :, None] * new[:, None]
+                    both = torch.baddbmm(slow[..., None], A, new[..., None])[..., 0]
+                    new = F.layer_norm(both, (D,), gain, bias).relu()
+                new_A = torch.baddbmm(A, new[..., None], new[:, None], beta=self.decay, alpha=self.rate)
                 if mask is not None:
                     counts = mask[:, t, None]
                     new, new_A = torch.where(counts, new, h), torch.where(counts[..., None], new_A, A)
