@@ -17,7 +17,7 @@ from torch import Tensor
 from algornn.triton_kernels.arguments import accumulation_dtype, check_mask, check_tensor, keep_valid
 from algornn.triton_kernels.chunks import check_chunk
 from algornn.triton_kernels.dispatch import choose_backend
-from algornn.triton_kernels.tensor_memory_gram import Form, Inputs, Pair, Segment, gram_form, read_state, scan
+from algornn.triton_kernels.tensor_memory_gram import Inputs, Pair, Segment, gram_form, read_composite, read_state
 
 
 class TensorMemory:
@@ -102,8 +102,8 @@ def tensor_memory(
         initial_state: ``[B, E, R, V]``; None: zeros.
         mask: ``[B, T]`` bool; False leaves the state bit-identical.
         chunk: tokens per block of the torch form; None: chosen by length.
-        backend: ``"auto"``, ``"triton"`` (kernels, without decay and clamp), ``"torch"`` (Gram form) or ``"reference"``
-            (the literal loop over tokens).
+        backend: ``"auto"``, ``"triton"`` (kernels; with `clamp` for one write per token that erases with its own key,
+            without decay), ``"torch"`` (Gram form) or ``"reference"`` (the literal loop over tokens).
 
     Returns:
         The trace: `TensorMemory.read` and `TensorMemory.state`, differentiable in every input.
@@ -123,7 +123,7 @@ def tensor_memory(
         x = _prepare(x)
         if backend == "reference":
             return _loop(x, values.dtype)
-        form = Form(_kernels().solve, scan) if backend == "triton" else None
+        form = _kernels().FORM if backend == "triton" else None
         return TensorMemory(gram_form(x, chunk, form), mask, values.dtype)
 
 
@@ -196,7 +196,7 @@ def _loop(x: Inputs, dtype: torch.dtype) -> TensorMemory:
         if x.mask is not None:
             state = torch.where(x.mask[:, t, None, None, None], state, states[-1])
         states.append(state)
-    trace = _States(e, r, v, None, x.initial_state)
+    trace = _States(e, r, v, None, x.initial_state, read_composite)
     trace.states = torch.stack(states, 1)
     return TensorMemory([trace], x.mask, dtype)
 

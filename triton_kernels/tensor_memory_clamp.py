@@ -128,11 +128,21 @@ def _backward(
     With :math:`\bar a_t` the adjoint of the old value and :math:`W_{ts} = \prod_{s \le j < t} c_j`, the Gram matrix has
     the adjoint :math:`W_{ts} \bar a_t \cdot u_s` below the diagonal and :math:`\bar N_t \|u_t\|^2` on it.
     """
-    e, r, v, beta, first, squared, mask = inputs
+    e, r, _, beta, _, _, mask = inputs
     u, c, a, norm = outputs
-    by_entity, by_role = e @ e.mT, r @ r.mT
-    adjoints = _adjoints(gradients, u, c, a, norm, beta, mask, by_entity * by_role)
+    grams = e @ e.mT, r @ r.mT
+    adjoints = _adjoints(gradients, u, c, a, norm, beta, mask, grams[0] * grams[1])
+    return input_gradients(adjoints, grams, inputs, outputs)
+
+
+def input_gradients(
+    adjoints: Sequence[Tensor], grams: Pair, inputs: Sequence[Any], outputs: Sequence[Tensor]
+) -> list[Tensor]:
+    """The gradients of the arguments, from what `_adjoints` returns; the two Gram matrices are overwritten."""
+    e, r, v, beta, first, squared, _ = inputs
+    u, c, a, _ = outputs
     du, da, dnorm, dsquared = adjoints
+    by_entity, by_role = grams
     weight = _products(c)
     d = (da @ u.mT).mul_(torch.nn.functional.pad(weight[:, :-1], (0, 0, 1, 0)))
     d.diagonal(dim1=1, dim2=2).copy_(dnorm * u.square().sum(2))

@@ -51,6 +51,14 @@ class Inputs(NamedTuple):
         beta, decay, mask = (None if y is None else y[:, span] for y in (self.beta, self.decay, self.mask))
         return Inputs(write, self.values[:, span], erase, beta, decay, self.clamp, state, mask)
 
+    def own_keys(self) -> bool:
+        """Whether the writes erase with their own keys."""
+        return self.erase is not None and all(q is p for q, p in zip(self.erase, self.write, strict=True))
+
+    def fast_weight_memory(self) -> bool:
+        """Whether the clamp is that of the Fast Weight Memory: one write that erases with its own key, no decay."""
+        return self.values.shape[2] == 1 and self.own_keys() and self.decay is None
+
 
 class Segment(NamedTuple):
     """What some tokens left in the memory.
@@ -61,6 +69,7 @@ class Segment(NamedTuple):
         update: what each write added, u ``[B, T, M, V]``.
         weight: w ``[B, T, T]`` and g ``[B, T]``; None: all 1.
         first_state: the state before ``[B, E, R, V]``; None: zeros.
+        read_writes: how reads of the writes are computed.
     """
 
     entity: Tensor
@@ -68,26 +77,24 @@ class Segment(NamedTuple):
     update: Tensor
     weight: Pair | None
     first_state: Tensor | None
+    read_writes: Callable[..., tuple[Tensor, ...]]
 
     def rows(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return entities, roles and updates with a row per write, ``[B, TM, ...]``."""
         return self.entity.flatten(1, 2), self.role.flatten(1, 2), self.update.flatten(1, 2)
 
-    def row_weights(self, causal: bool) -> Tensor:
-        """The weights w, once per written row: of all tokens ``[B, T, TM]`` or of the last ``[B, 1, TM]``."""
-        weight = self.weight[0] if causal else self.weight[0][:, -1:]  # type: ignore[index]
-        return weight.repeat_interleave(self.entity.shape[2], dim=-1)
+    def row_weights(self) -> Tensor:
+        """The weights of the written rows in the last state, ``[B, TM, 1]``."""
+        return self.weight[0][:, -1].repeat_interleave(self.entity.shape[2], dim=1)[..., None]  # type: ignore[index]
 
     def read(self, e: Tensor, r: Tensor, causal: bool) -> Tensor:
         """Read the last state, or with `causal` that after each token, with keys e ``[B, N, E]``, r ``[B, N, R]``."""
         entity, role, update = self.rows()
-        T, M = self.entity.shape[1:3]
-        score = (e @ entity.mT) * (r @ role.mT)
-        score = score * self.row_weights(causal) if self.weight is not None else score
-        if causal:
-            token = torch.arange(T, device=e.device)
-            score = score.masked_fill(token[:, None] < token.repeat_interleave(M), 0)
-        out = score @ update
+        w = self.weight[0] if self.weight is not None and causal else None
+        if self.weight is not None and not causal:
+            update = update * self.row_weights()
+        read = read_composite if under_transform() or not (e.numel() and update.numel()) else self.read_writes
+        out = read(e, r, entity, role, update, w, self.entity.shape[2], int(causal))[0]
         if self.first_state is None:
             return out
         first = read_state(self.first_state, e, r)
@@ -99,7 +106,7 @@ class Segment(NamedTuple):
         """The state after the last token, ``[B, E, R, V]``."""
         entity, role, update = self.rows()
         if self.weight is not None:
-            entity = entity * self.row_weights(causal=False).mT
+            entity = entity * self.row_weights()
         bound = (role[..., None] * update[:, :, None]).flatten(2)
         state = (entity.mT @ bound).unflatten(2, (role.shape[-1], update.shape[-1]))
         if self.first_state is None:
@@ -110,16 +117,19 @@ class Segment(NamedTuple):
 
 
 class Form(NamedTuple):
-    """The two parts of the Gram form that have a hand-written backward, and kernels."""
+    """The parts of the Gram form that have kernels, and some of them a hand-written backward in torch."""
 
     solve: Callable[..., tuple[Tensor, ...]]
     scan: Callable[..., tuple[Tensor, ...]]
+    read: Callable[..., tuple[Tensor, ...]]
 
 
 def gram_form(x: Inputs, chunk: int | None, form: Form | None = None) -> list[Segment]:
     """Run the memory segment by segment; without a `form` in torch, which under a transform is plain operations."""
     T, M = x.values.shape[1:3]
-    form = form or (Form(solve_composite, scan_composite) if under_transform() else Form(solve, scan))
+    if form is None:
+        composite = Form(solve_composite, scan_composite, read_composite)
+        form = composite if under_transform() else Form(solve, scan, read_composite)
     block = chunk or max(1, ROWS_PER_BLOCK // M)
     # Below as many rows as the state has keys the Gram form is cheaper than the state; the clamp's weights are T x T.
     rows = ROWS_PER_SEGMENT if x.clamp else max(ROWS_PER_SEGMENT, x.write[0].shape[-1] * x.write[1].shape[-1])
@@ -141,7 +151,7 @@ def _segment(x: Inputs, block: int, form: Form) -> Segment:
     else:
         weight = None if x.decay is None else decay_weights(x.decay)
         u = _solved(x, x.erase, weight, block, form) if x.erase else v if x.beta is None else v * x.beta[..., None]
-    return Segment(*x.write, u, weight, x.initial_state)
+    return Segment(*x.write, u, weight, x.initial_state, form.read)
 
 
 def _solved(x: Inputs, erase: Pair, weight: Pair | None, block: int, form: Form) -> Tensor:
@@ -162,17 +172,17 @@ def _solved(x: Inputs, erase: Pair, weight: Pair | None, block: int, form: Form)
 
 def _clamped(x: Inputs, form: Form) -> tuple[Tensor, Pair]:
     """Return the updates and the weights that clamps and decays leave."""
-    state, write, keys = x.initial_state, x.write, x.erase or x.write
-    same_keys = keys[0] is write[0] and keys[1] is write[1]
+    state, write = x.initial_state, x.write
     first: Pair | None = None
     squared = None
     if state is not None:
         at_write = read_state(state, *write)
-        first = (at_write, at_write if same_keys else read_state(state, *keys))
+        first = (at_write, at_write if x.erase is None or x.own_keys() else read_state(state, *x.erase))
         squared = state.square().sum((1, 2, 3))
-    if x.values.shape[2] == 1 and same_keys and x.erase and x.decay is None:
+    if x.fast_weight_memory():
         e, r, v, beta = (None if y is None else y[:, :, 0] for y in (*write, x.values, x.beta))
-        u, c = form.scan(e, r, v, beta, None if first is None else first[0][:, :, 0], squared, x.mask)[:2]
+        run: Callable[..., tuple[Tensor, ...]] = form.scan if x.values.numel() else scan_composite
+        u, c = run(e, r, v, beta, None if first is None else first[0][:, :, 0], squared, x.mask)[:2]
         u = u[:, :, None]
     else:
         u, c = clamped_scan(write, x.erase, x.values, x.beta, x.decay, x.mask, first, squared)
@@ -186,6 +196,29 @@ def read_state(state: Tensor, e: Tensor, r: Tensor) -> Tensor:
     e, r = e.flatten(1, -2), r.flatten(1, -2)
     by_entity = (e @ state.flatten(2)).unflatten(2, state.shape[2:])
     return (by_entity * r[..., None]).sum(2).unflatten(1, lead)
+
+
+def read_composite(
+    e: Tensor, r: Tensor, entity: Tensor, role: Tensor, update: Tensor, w: Tensor | None, M: int, causal: int
+) -> tuple[Tensor]:
+    r"""Read what was written: :math:`\sum_{sm} w_{ts} (e_t \cdot e_{sm})(r_t \cdot r_{sm}) u_{sm}`, all s or s up to t.
+
+    Args:
+        e: entities of the queries ``[B, N, E]``.
+        r: roles of the queries ``[B, N, R]``.
+        entity: write entities ``[B, n, E]``, n = TM.
+        role: write roles ``[B, n, R]``.
+        update: what each write added ``[B, n, V]``.
+        w: decay weights ``[B, T, T]``, for causal reads alone; None: 1.
+        M: rows per token.
+        causal: 1 where query t reads the state after token t, 0 where all read the last.
+    """
+    score = (e @ entity.mT) * (r @ role.mT)
+    score = score if w is None else score * w.repeat_interleave(M, dim=2)
+    if causal:
+        token = torch.arange(e.shape[1], device=e.device)
+        score = score.masked_fill(token[:, None] < token.repeat_interleave(M), 0)
+    return (score @ update,)
 
 
 # The triangular system (I + L) U = Y, L = w (Q_e P_e^T) (Q_r P_r^T) where the column's token is before the row's.

@@ -37,7 +37,7 @@ LAUNCHED: dict[str, tuple] = {}
 
 def record(kernel: JITFunction, *args, grid, warmup=False, **kwargs) -> None:
     """Keep how a kernel would have been specialised: what the launcher does with its arguments."""
-    options = {key: kwargs.pop(key) for key in ("num_warps", "num_stages") if key in kwargs}
+    options = {key: kwargs.pop(key) for key in ("num_warps", "num_stages", "maxnreg") if key in kwargs}
     values = dict(zip((p.name for p in kernel.params), args, strict=False)) | kwargs
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(kernel.params):

@@ -1,10 +1,16 @@
 """The kernels of `tensor_memory`, on a GPU or in Triton's interpreter, against the literal loop in float64."""
 
+from functools import partial
+
 import pytest
 import torch
 from memory_cases import assert_close, draw, gradients, outputs, run
 
+from algornn.triton_kernels import tensor_memory_gram
+
 pytest.importorskip("triton")
+from algornn.triton_kernels.tensor_memory_triton import read, scan, solve
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 VARIANTS = {
     "TPR-RNN's three writes": {"T": 23, "M": 3, "E": 5, "R": 3, "V": 19, "erase": "shared entity", "mask": "holes"},
@@ -13,7 +19,15 @@ VARIANTS = {
     "four writes of one token": {"T": 1, "M": 4},
     "a block exactly": {"T": 8, "M": 4, "E": 33, "R": 17},
     "additive": {"erase": "false", "T": 3},
-    "nothing counts": {"mask": "all"},
+    "decay": {"T": 11, "M": 3, "erase": "shared entity", "decay": "zeros", "mask": "holes"},
+    "decay over many blocks": {"T": 35, "M": 1, "E": 19, "erase": "given", "decay": "any", "initial": False},
+    "additive with decay": {"erase": "false", "T": 5, "decay": "any"},
+    "clamp": {"T": 21, "M": 1, "V": 19, "clamp": True, "mask": "holes"},
+    "clamp of small states": {"T": 18, "M": 1, "clamp": True, "initial": False, "beta": False, "scale": 0.1},
+    "clamp, nothing counts": {"T": 3, "M": 1, "clamp": True, "mask": "all"},
+    "clamp, no example": {"B": 0, "M": 1, "clamp": True},
+    "clamp, one token": {"T": 1, "M": 1, "clamp": True, "mask": "one row"},
+    "nothing counts": {"mask": "all", "decay": "any"},
     "no example": {"B": 0},
     "no token": {"T": 0},
 }
@@ -41,14 +55,21 @@ def test_kernels_are_the_loop(variant):
     assert_close(*both_ways(**variant), relative=1e-5)
 
 
+@pytest.mark.parametrize("variant", ["TPR-RNN's three writes", "decay", "clamp"])
 @pytest.mark.usefixtures("poison")
-def test_masked_tokens_change_nothing_and_nan_does_not_leak():
-    x, switches = on_device(**VARIANTS["TPR-RNN's three writes"])
+def test_masked_tokens_change_nothing_and_nan_does_not_leak(variant):
+    x, switches = on_device(**VARIANTS[variant])
     spoilt = {name: value.clone() for name, value in x.items()}
-    for name in ("e", "r", "v", "erase_r", "beta", "causal_e", "causal_r"):
+    for name in x.keys() - {"state", "read_e", "read_r"}:
         spoilt[name][~switches["mask"]] = torch.nan
     clean, found = (gradients(y, switches, backend="triton") for y in (x, spoilt))
     assert all(torch.equal(found[name], value) for name, value in clean.items())
+
+
+@pytest.mark.parametrize("variant", [{"T": 11, "M": 3, "decay": "zeros"}, {"T": 20, "M": 1, "clamp": True}], ids=str)
+def test_a_sequence_of_many_segments(variant, monkeypatch):
+    monkeypatch.setattr(tensor_memory_gram, "ROWS_PER_SEGMENT", 9)
+    assert_close(*both_ways(partial(gradients, chunk=3), mask="holes", **variant), relative=1e-5)
 
 
 def test_half_precision_computes_in_float32():
@@ -68,29 +89,40 @@ def second_derivatives(x, switches, backend):
     return dict(zip(x, found, strict=True))
 
 
-def test_second_derivatives():
-    assert_close(*both_ways(second_derivatives, T=6, erase="shared entity"), relative=1e-4)
+@pytest.mark.parametrize("variant", [{"erase": "shared entity"}, {"decay": "zeros"}, {"M": 1, "clamp": True}], ids=str)
+def test_second_derivatives(variant):
+    assert_close(*both_ways(second_derivatives, T=6, **variant), relative=1e-4)
 
 
-def test_the_compiler_keeps_the_kernels_as_one_node():
-    x, switches = on_device(T=6, erase="given")
+@pytest.mark.parametrize(
+    "variant", [{"erase": "given", "decay": "any"}, {"M": 1, "clamp": True, "mask": "holes"}], ids=str
+)
+def test_the_compiler_keeps_the_kernels_as_one_node(variant):
+    x, switches = on_device(T=6, **variant)
     function = torch.compile(lambda x: outputs(x, switches, backend="triton"), fullgraph=True, backend="aot_eager")
     found = gradients(x, switches, function=lambda x, _: function(x))
     assert_close(found, gradients(x, switches, backend="triton"), relative=1e-5)
 
 
-def test_the_registered_function_keeps_torchs_rules():
-    from algornn.triton_kernels.tensor_memory_triton import solve
-
-    pe, pr, y = (torch.randn(2, 20, n, device=DEVICE, requires_grad=True) for n in (5, 3, 4))
+def test_the_registered_functions_keep_torchs_rules():
+    pe, pr, y, e, r = (torch.randn(2, 20, n, device=DEVICE, requires_grad=True) for n in (5, 3, 4, 5, 3))
+    w = torch.rand(2, 10, 10, device=DEVICE, requires_grad=True)
     torch.library.opcheck(solve, (pe, pr, None, pr, y, None, 2, 16))
+    torch.library.opcheck(solve, (pe, pr, pe, None, y, w, 2, 16))
+    torch.library.opcheck(read, (e, r, pe, pr, y, None, 2, 0))
+    torch.library.opcheck(read, (e[:, :10], r[:, :10], pe, pr, y, w, 2, 1))
+    first, mask = torch.rand_like(y, requires_grad=True), torch.rand(2, 20, device=DEVICE) < 0.5
+    torch.library.opcheck(scan, (pe, pr, y, None, None, None, None))
+    torch.library.opcheck(scan, (pe, pr, y, pe[..., 0], first, first[:, 0, 0], mask))
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"clamp": True}, "no kernels for the clamp"),
-        ({"decay": "any"}, "no kernels for decay"),
+        ({"clamp": True}, "the clamp has kernels for one write per token that erases with its own key, without decay"),
+        ({"clamp": True, "M": 1, "decay": "any"}, "with its own key, without decay"),
+        ({"clamp": True, "M": 1, "erase": "given"}, "with its own key, without decay"),
+        ({"clamp": True, "M": 1, "V": 129}, "values of at most 128 numbers, got 129"),
         ({"E": 129}, "at most 128 and roles of at most 64 numbers, got 129 and 2"),
         ({"dtype": torch.float64}, "do not take torch.float64"),
     ],
