@@ -180,10 +180,11 @@ def _attention_normalized(
     """The delta rule with reads divided by z . key; z is a memory of its own, of values that are all 1."""
     ones = torch.ones_like(v[..., :1])
     S, z = (None, None) if state is None else state.split([v.shape[-1], 1], -1)
-    # Reading before the write: what z_t . k_t holds less the key's own k_t . k_t.
-    at_k, _ = delta_rule(k, k, ones, erase=False, initial_state=z, mask=mask)
-    before = at_k - k.square().sum(-1, keepdim=True)
-    erase = k / torch.where(before > _EPSILON, before, 1.0)  # the first token reads 0 in any case
+    # Reading before the write: what z_t . k_t holds less the key's own k_t . k_t, a difference of near numbers.
+    wide = k.to(accumulation_dtype(k))
+    at_k, _ = delta_rule(wide, wide, ones.to(wide.dtype), erase=False, initial_state=z, mask=mask)
+    before = at_k - wide.square().sum(-1, keepdim=True)
+    erase = (wide / torch.where(before > _EPSILON, before, 1.0)).to(v.dtype)  # the first token reads 0 in any case
     read, S = delta_rule(q, k, v, beta, decay, erase, S, mask)
     total, z = delta_rule(q, k, ones, erase=False, initial_state=z, mask=mask)
     return read / (total + _EPSILON), torch.cat([S, z], -1)

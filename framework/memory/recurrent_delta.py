@@ -75,7 +75,7 @@ class RecurrentDeltaNet(nn.Module):
             raise ValueError("`fast_weights` of RecurrentDeltaNet takes padding at the end of a sequence only.")
         heads = self._heads(clear_masked(x, mask))
         y, (S, _) = self._run(heads, state, mask)
-        first = torch.zeros_like(y[:, 0]) if state is None else state[1].to(y.dtype)
+        first = y.new_zeros(len(y), *y.shape[2:]) if state is None else state[1].to(y.dtype)
         s = torch.cat([first[:, None], y[:, :-1]], 1).tanh()
         _, k, v, beta = heads
         k, v = (a + torch.einsum("hij,bthj->bthi", R, s) for a, R in ((k, self.R_k), (v, self.R_v)))

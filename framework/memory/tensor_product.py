@@ -142,7 +142,7 @@ class TensorProductMemory(nn.Module):
 
     def fast_weights(self, x: Tensor, state: Tensor | None = None, mask: Tensor | None = None) -> Associations:
         """Return what was written: per token e1 r1 -> e2 and e2 r3 -> e1; the move has no value of its own."""
-        heads = self.write_heads(x)
+        heads = self.write_heads(clear_masked(x, mask))
         memory = self._write(heads, state, mask)
         e1, e2, r1, _, r3 = (keep_valid(head, mask) for head in heads)
         keys = torch.stack([e1[..., None] * r1[..., None, :], e2[..., None] * r3[..., None, :]], dim=2).flatten(3)

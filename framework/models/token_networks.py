@@ -133,13 +133,6 @@ class TokenNetwork(nn.Module):
         x = self.embedding(tokens)
         return self.dropout(x.flatten(2) if tokens.dim() == 3 else x)
 
-    def fast_weights(self, tokens: Tensor, state: Any = None, mask: Tensor | None = None) -> Any:
-        """What was written to the layer's fast weights, for probes, where it has them."""
-        written: Any = getattr(self.layer, "fast_weights", None)
-        if written is None:
-            raise TypeError(f"{type(self.layer).__name__} shows no fast weights; give the probe your own function.")
-        return written(self._embed(tokens), state, mask)
-
 
 def _output_width(layer: nn.Module, input_size: int) -> int:
     """The width of what a layer gives, found by a run on one token that leaves no trace."""

@@ -49,6 +49,7 @@ LAYERS: dict[str, Callable[[int], nn.Module]] = {
     "delta_net_gated": partial(DeltaNet, heads=2, gated=True),
     "delta_net_scaled": partial(DeltaNet, heads=2, scaled=True),
     "delta_net_attention": partial(DeltaNet, heads=2, attention_normalization=True),
+    "delta_net_attention_dpfp2": partial(DeltaNet, heads=2, attention_normalization=True, feature_map=DPFP(2)),
     "delta_net_gated_attention": partial(DeltaNet, heads=2, gated=True, attention_normalization=True),
     "delta_net_dpfp1": partial(DeltaNet, heads=2, feature_map=DPFP(1)),
     "delta_net_dpfp2": partial(DeltaNet, heads=2, feature_map=DPFP(2)),

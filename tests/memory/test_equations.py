@@ -71,7 +71,8 @@ def delta_net(layer, x, features=elu1):
             a = x_t @ layer.gate.weight.T + layer.gate.bias
             S = S * torch.exp(-layer.log_rate.exp() * torch.log1p(a.exp()))[..., None, None]
         if layer.attention_normalization:
-            old = (z * k).sum(-1, keepdim=True) if t else 1
+            old = (z * k).sum(-1, keepdim=True) if t else k.new_ones(1)
+            old = torch.where(old > EPS, old, 1.0)  # a key like none before it
             S, z = add(S, k, b.sigmoid() * (v - read(S, k) / old)), z + k
             y = read(S, q) / ((z * q).sum(-1, keepdim=True) + EPS)
         else:
@@ -235,6 +236,7 @@ EQUATIONS = {
     "delta_net_gated": delta_net,
     "delta_net_scaled": delta_net,
     "delta_net_attention": delta_net,
+    "delta_net_attention_dpfp2": lambda layer, x: delta_net(layer, x, dpfp(2)),
     "delta_net_dpfp1": lambda layer, x: delta_net(layer, x, dpfp(1)),
     "delta_net_dpfp2": lambda layer, x: delta_net(layer, x, dpfp(2)),
     "delta_net_softmax": lambda layer, x: delta_net(layer, x, lambda y: y.exp() / y.exp().sum(-1, keepdim=True)),

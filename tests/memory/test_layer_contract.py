@@ -372,11 +372,22 @@ def test_the_associations_fit_together_and_leave_the_layers_own_state(name):
     assert not keys[~written].any()
     assert keys[written].ne(0).any(-1).all()
     assert all(z.isfinite().all() for z in (keys, values, beta))
+    found = layer.fast_weights(x_nan, state, mask)
+    assert all(gradient.isfinite().all() for gradient in gradients(layer, found, []))
     if name in DELTA | SUM or name.startswith("fwm") or name == "memory_augmented_lstm":
         for start in (state, None):
             keys, values, beta, left = layer.fast_weights(x, start, mask)
             own = torch.zeros_like(left) if start is None else own_states(name, layer, start)
             assert_equal_up_to([replay(name, keys, values, beta, own)], [left])
+
+
+@pytest.mark.parametrize("name", SHOWS)
+def test_without_tokens_nothing_was_written(name):
+    layer = layer_of(name)
+    state = first_state(layer, 2)
+    keys, values, beta, left = layer.fast_weights(tokens(2, 0), state)
+    assert keys.shape[1] == values.shape[1] == beta.shape[1] == 0
+    assert torch.equal(left, own_states(name, layer, state))
 
 
 def test_recurrent_delta_net_refuses_holes():

@@ -22,6 +22,7 @@ from algornn import (
     SelfReferentialMatrix,
     TokenNetwork,
 )
+from algornn.probes import FastWeightProbe
 
 
 def trained(network):
@@ -147,23 +148,16 @@ def test_a_number_of_heads_that_does_not_divide_the_size_is_named(layer):
         TokenNetwork(9, 4, layer, 12)
 
 
-def test_a_layer_without_fast_weights_says_so():
-    with pytest.raises(TypeError, match="LSTM shows no fast weights; give the probe your own function"):
-        TokenNetwork(9, 4, partial(LSTM, hidden_size=6), 5).fast_weights(torch.ones(1, 2, dtype=torch.long))
-
-
-def test_the_fast_weights_are_those_of_the_layer():
+@pytest.mark.parametrize(
+    ("layer", "owner"), [(FastWeightBlocks, "layer.blocks.0.memory"), (MemoryAugmentedLSTM, "layer")]
+)
+def test_the_probe_of_fast_weights_finds_the_memory(layer, owner):
     torch.manual_seed(0)
-    network = TokenNetwork(9, 4, partial(DeltaNet, heads=2), 8)
-    tokens = torch.randint(9, (2, 5))
-    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
-    state = network(tokens)[1]
-    for a, b in zip(
-        network.fast_weights(tokens, state, mask),
-        network.layer.fast_weights(network.embedding(tokens), state, mask),
-        strict=True,
-    ):
-        assert torch.equal(a, b)
+    network, tokens = TokenNetwork(9, 4, layer, 16), torch.randint(9, (3, 5))
+    loss = lambda call, batch: call(batch)[0].square().mean()  # noqa: E731
+    found = FastWeightProbe(loss=loss).run(network, [tokens])
+    assert found.scalars == FastWeightProbe(loss=loss, at=owner).run(network, [tokens]).scalars
+    assert found.scalars["writes"] == 5
 
 
 def test_finding_the_width_leaves_no_trace():

@@ -187,6 +187,19 @@ def test_half_precision_only_rounds_what_goes_in_and_out(dtype, backend):
     assert outputs(x | {"initial_state": found["state"]}, switches, backend=backend)["state"].dtype == torch.float32
 
 
+@halves
+@both
+def test_scalars_may_stay_in_float32_beside_half_precision(dtype, backend):
+    x, switches = draw(decay="any", mask="holes", dtype=torch.float32)
+    scalars = {"beta", "decay"}
+    x = {name: value if name in scalars else value.to(dtype).float() for name, value in x.items()}
+    halved = {name: value if name in scalars else value.to(dtype) for name, value in x.items()}
+    wanted, found = (gradients(y, switches, backend=backend) for y in (x, halved))
+    assert torch.equal(found["state"], wanted["state"])
+    assert found["out"].dtype == dtype
+    assert {found[f"gradient of {name}"].dtype for name in scalars} == {torch.float32}
+
+
 @both
 def test_autocast_does_not_touch_the_arithmetic(backend):
     x, switches = draw(erase="given", decay="any", mask="holes", dtype=torch.float32)
