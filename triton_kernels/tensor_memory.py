@@ -17,7 +17,8 @@ from torch import Tensor
 from algornn.triton_kernels.arguments import accumulation_dtype, check_mask, check_tensor, keep_valid
 from algornn.triton_kernels.chunks import check_chunk
 from algornn.triton_kernels.dispatch import choose_backend
-from algornn.triton_kernels.tensor_memory_gram import Inputs, Pair, Segment, gram_form, read_composite, read_state
+from algornn.triton_kernels.tensor_memory_gram import Inputs, Pair, Segment, gram_form, read_composite
+from algornn.triton_kernels.tensor_memory_state import read_state
 
 
 class TensorMemory:

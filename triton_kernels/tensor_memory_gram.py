@@ -21,6 +21,7 @@ from torch import Tensor
 from algornn.triton_kernels.chunks import decay_weights, not_before
 from algornn.triton_kernels.dispatch import Tensors, differentiable, under_transform
 from algornn.triton_kernels.tensor_memory_clamp import clamped_scan, scan, scan_composite
+from algornn.triton_kernels.tensor_memory_state import build_state, read_state
 
 Pair = tuple[Tensor, Tensor]
 ROWS_PER_BLOCK = 48  # rows that one triangular solve takes: solves are slow on more, products on fewer
@@ -107,8 +108,7 @@ class Segment(NamedTuple):
         entity, role, update = self.rows()
         if self.weight is not None:
             entity = entity * self.row_weights()
-        bound = (role[..., None] * update[:, :, None]).flatten(2)
-        state = (entity.mT @ bound).unflatten(2, (role.shape[-1], update.shape[-1]))
+        state = build_state(entity, role, update)
         if self.first_state is None:
             return state
         if self.weight is None:
@@ -188,14 +188,6 @@ def _clamped(x: Inputs, form: Form) -> tuple[Tensor, Pair]:
         u, c = clamped_scan(write, x.erase, x.values, x.beta, x.decay, x.mask, first, squared)
     products, firsts = decay_weights(c if x.decay is None else c * x.decay)
     return u, (products * c[:, None], firsts)
-
-
-def read_state(state: Tensor, e: Tensor, r: Tensor) -> Tensor:
-    r"""Read :math:`S^\top (e \otimes r)` of a state ``[B, E, R, V]`` for e ``[B, ..., E]``, r ``[B, ..., R]``."""
-    lead = e.shape[1:-1]
-    e, r = e.flatten(1, -2), r.flatten(1, -2)
-    by_entity = (e @ state.flatten(2)).unflatten(2, state.shape[2:])
-    return (by_entity * r[..., None]).sum(2).unflatten(1, lead)
 
 
 def read_composite(
