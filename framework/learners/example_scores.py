@@ -65,6 +65,7 @@ class ExampleScores(Metric):
         return scores
 
     def _accuracy(self, rows: Tensor, several: bool) -> dict[str, Tensor]:
+        rows = rows & (self.asked > 0)  # an example that asks for nothing is neither right nor wrong
         right, asked = self.right[rows], self.asked[rows]
         scores = {"sequence_accuracy": (right == asked).float().mean(), "examples": rows.sum()}
         return scores | ({"token_accuracy": right.sum() / asked.sum()} if several else {})

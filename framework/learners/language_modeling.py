@@ -109,11 +109,19 @@ class LanguageModeling(Learner):
         return loss
 
     def on_train_start(self) -> None:
-        """Take up the state of the checkpoint that the run goes on from."""
-        self.state, self._restored = self._restored, None
-        if self.state is not None:
-            rank = self.trainer.global_rank
-            self.state = _mapped(lambda x: x[rank].to(self.device), self.state)
+        """Take up the state of the checkpoint that the run goes on from.
+
+        Raises:
+            ValueError: it holds the states of another number of processes, whose rows are other streams.
+        """
+        saved, self._restored = self._restored, None
+        found, world = _first(saved), self.trainer.world_size
+        if found is not None and len(found) != world:
+            raise ValueError(
+                f"The checkpoint carries the states of {len(found)} process(es), this run has {world}. Go on with as many "
+                "as before, by --trainer.devices."
+            )
+        self.state = _mapped(lambda x: x[self.trainer.global_rank].to(self.device), saved)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the state of all processes."""
@@ -153,6 +161,13 @@ def _cross_entropy(logits: Tensor, batch: Any) -> Tensor:
     """The mean over the tokens that count; 0, with a gradient of 0, where none does."""
     total = F.cross_entropy(logits.flatten(0, 1), batch.target.flatten(), ignore_index=NO_TARGET, reduction="sum")
     return total / (batch.target != NO_TARGET).sum().clamp(min=1)
+
+
+def _first(state: Any) -> Tensor | None:
+    """The first tensor of a state, None where there is none."""
+    if state is None or isinstance(state, Tensor):
+        return state
+    return next((found for part in state if (found := _first(part)) is not None), None)
 
 
 def _mapped(function: Callable[[Tensor], Tensor], state: Any) -> Any:
