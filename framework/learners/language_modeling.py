@@ -118,8 +118,8 @@ class LanguageModeling(Learner):
         found, world = _first(saved), self.trainer.world_size
         if found is not None and len(found) != world:
             raise ValueError(
-                f"The checkpoint carries the states of {len(found)} process(es), this run has {world}. Go on with as many "
-                "as before, by --trainer.devices."
+                f"The checkpoint carries the states of {len(found)} process(es), this run has {world}. "
+                "Go on with as many as before, by --trainer.devices."
             )
         self.state = _mapped(lambda x: x[self.trainer.global_rank].to(self.device), saved)
 

@@ -29,8 +29,8 @@ class FastWeightsRNN(nn.Module):
         inner_steps: S.
         decay: :math:`\lambda`.
         rate: :math:`\eta`.
-        input_scale: factor on PyTorch's first weights of C. The paper does not give these; at 1 the normalisation leaves
-            little of the input beside :math:`A h`, whose length is several times that of h, and training stalls.
+        input_scale: factor on PyTorch's first weights of C. The paper does not give these; at 1 the normalisation
+            leaves little of the input beside :math:`A h`, whose length is several times that of h, and training stalls.
 
     Source: Ba, Hinton, Mnih, Leibo and Ionescu (2016), "Using Fast Weights to Attend to the Recent Past", eq. 1 and 2.
     """
