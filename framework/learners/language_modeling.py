@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
 
 from algornn.learners.learner import Learner
@@ -75,26 +75,13 @@ class LanguageModeling(Learner):
     The loss is the mean over the segment's tokens that count (`StreamBatch.target`); accuracy is that of the tokens
     that are asked for (`StreamBatch.asked`), such as the answers of catbAbI.
 
-    Args:
-        model: ``forward(tokens, state, mask) -> (logits, state)``, such as `TokenNetwork`.
-        optimizer: called with the parameters that are trained.
-        warmup_steps: optimizer steps at the start with a reduced learning rate.
-        warmup_factor: the factor of the learning rate during these steps.
-        cooldown: share of the training, at its end, over which the learning rate falls linearly to 0.
+    `model` is ``forward(tokens, state, mask) -> (logits, state)``, such as `TokenNetwork`; the arguments are those of
+    every `Learner`. Batches are `algornn.datamodules.StreamBatch` or any named tuple with the same fields.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Callable[[Iterable], torch.optim.Optimizer] = torch.optim.Adam,
-        warmup_steps: int = 0,
-        warmup_factor: float = 0.1,
-        cooldown: float = 0.0,
-    ) -> None:
-        super().__init__(model, optimizer, warmup_steps, warmup_factor, cooldown)
-        self.state: Any = None  # of this process's training rows
-        self._restored: Any = None
-        self._evaluation: tuple[int, Any] = (0, None)  # the loader, and the state of its stream
+    state: Any = None  # of this process's training rows
+    _restored: Any = None
+    _evaluation: tuple[int, Any] = (0, None)  # the loader, and the state of its stream
 
     def loss(self, call: Callable[..., Any], batch: Any) -> Tensor:
         """Mean cross-entropy of a segment from the model's first state."""
