@@ -11,6 +11,7 @@ from numbers import Integral
 from typing import Any, ClassVar, NamedTuple, overload
 
 import numpy as np
+import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -149,6 +150,7 @@ class EpochOrder:
         self.name, self.size, self.batch_size, self.rank, self.world = name, size, batch_size, rank, world
         self.epoch = 0
         self.batch = 0
+        self.placed = False  # whether the epoch is its own count, of batches given or of a state that was loaded
 
     @property
     def sampler(self) -> "EpochOrder":
@@ -156,8 +158,11 @@ class EpochOrder:
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of `epoch`, or stay in the middle of it if it is the current one."""
-        if epoch != self.epoch:
+        """Go to the start of `epoch`, unless the order has a place already: from there it counts by itself.
+
+        Lightning's count is another one: it takes an epoch that `max_steps` cut short for a whole one.
+        """
+        if not self.placed:
             self.epoch, self.batch = epoch, 0
 
     def __len__(self) -> int:
@@ -198,13 +203,17 @@ class ResumableLoader:
         # A generator: nothing is settled before the first batch is asked for, since Lightning makes the iterator
         # before it sets the epoch.
         order = self.batch_sampler
-        if not self._resumed:
+        if order.batch >= len(order):  # the last pass was given to its end
+            order.epoch, order.batch = order.epoch + 1, 0
+        elif not self._resumed:
             order.batch = 0
         self._resumed = False
-        for batch in DataLoader(self.dataset, batch_sampler=order, collate_fn=self.collate_fn):
+        order.placed = True
+        # A generator of its own, or the loader would draw from the global one, which a resumed run has put back.
+        own = torch.Generator()
+        for batch in DataLoader(self.dataset, batch_sampler=order, collate_fn=self.collate_fn, generator=own):
             order.batch += 1
             yield batch
-        order.set_epoch(order.epoch + 1)
 
     def state_dict(self) -> dict[str, int]:
         """Where the loader stands: `epoch` and the number of its batches given so far."""
@@ -212,7 +221,8 @@ class ResumableLoader:
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Continue from a `state_dict()`."""
-        self.batch_sampler.epoch, self.batch_sampler.batch = state_dict["epoch"], state_dict["batch"]
+        order = self.batch_sampler
+        order.epoch, order.batch, order.placed = state_dict["epoch"], state_dict["batch"], True
         self._resumed = True
 
 

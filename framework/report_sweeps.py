@@ -27,6 +27,7 @@ class SweepCurve(NamedTuple):
         solved: a value counts as solved where the number is at most this; None: no such mark.
         verified: whether the published numbers were read in the source.
         source: where they stand.
+        cut_short: whether a run was stopped by its number of steps, not by its own rule.
     """
 
     recipe: str
@@ -38,6 +39,7 @@ class SweepCurve(NamedTuple):
     solved: float | None
     verified: bool
     source: str
+    cut_short: bool
 
     def seeds(self) -> list[str]:
         """The seeds that were run."""
@@ -63,8 +65,11 @@ class SweepCurve(NamedTuple):
         """Compare the knees: one step of the recipe's grid is what a curve of single runs can tell."""
         published, found = self.knees()
         complete = all(set(self.measured.get(value, {})) == set(self.seeds()) for value in self.values)
-        if not complete or not self.verified or not found:
-            return "none: " + ("values are missing" if not complete or not found else "published curve recalled")
+        against = ["values are missing"] if not complete or not found else []
+        against += [] if self.verified else ["published curve recalled"]
+        against += ["runs were stopped by max_steps"] if self.cut_short else []
+        if against:
+            return f"none: {', '.join(against)}"
         places = [-1 if knee is None else self.values.index(knee) for knee in (published, *found.values())]
         return "reproduced" if all(abs(p - places[0]) <= 1 for p in places[1:]) else "not reproduced"
 
@@ -92,7 +97,8 @@ def _curve(recipe: str, runs: Sequence[RunResults], sweep: dict[str, Any]) -> Sw
     source = str(sweep.get("source") or "-")
     tail = option.rpartition(".")[2]
     solved, verified = sweep.get("solved"), bool(sweep.get("verified"))
-    return SweepCurve(recipe, tail, measure, values, published, measured, solved, verified, source)
+    cut_short = any(run.steps is not None and run.steps >= run.max_steps for run in runs)
+    return SweepCurve(recipe, tail, measure, values, published, measured, solved, verified, source, cut_short)
 
 
 def sweep_rows(curve: SweepCurve) -> list[list[str]]:

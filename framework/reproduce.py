@@ -40,6 +40,9 @@ def main(args: list[str]) -> None:
     if asked.seeds < 1:
         raise ValueError(f"--seeds is the number of training runs, expected at least 1, got {asked.seeds}.")
     config = recipes.path(asked.recipe)
+    swept = (recipe_of(config).get("sweep") or {}).get("option")
+    if any(swept and override.partition("=")[0] == f"--{swept}" for override in overrides):
+        raise ValueError(f"--{swept} is what the recipe {asked.recipe} sweeps; run one value by `algornn fit`.")
     name = recipe_of(config).get("name") or Path(config).stem
     read_results(asked.results / f"{name}.json")  # before hours of training, not after
     runs = asked.runs or [

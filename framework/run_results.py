@@ -108,6 +108,12 @@ class RunResults:
         return [p for p in numbered if p["error"] is not None]
 
     @property
+    def max_steps(self) -> float:
+        """The most steps that the configuration allows."""
+        steps = _number(_entry(self.config, "trainer", "max_steps"))
+        return math.inf if steps is None or steps < 0 else steps
+
+    @property
     def sweep(self) -> dict[str, Any]:
         """What the recipe says of the option that it sweeps; empty where it sweeps none."""
         sweep = _entry(self.config, "recipe", "sweep")

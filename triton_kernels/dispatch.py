@@ -71,10 +71,9 @@ def _warn_once(message: str) -> None:
     warnings.warn(message, stacklevel=4)
 
 
+@torch.compiler.assume_constant_result  # the compiler enters the transforms of what it traces, so this asks it rightly
 def under_transform() -> bool:
     """Whether vmap, forward mode or another transform of torch.func is at work: it must see through the operator."""
-    if torch.compiler.is_compiling():
-        return False  # the compiler keeps a kernel as one node
     return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
 
 
@@ -129,7 +128,7 @@ def differentiable(
             arguments[place] = tensor
         # The pass may be called under an autocast that the forward pass did not see.
         with torch.autocast(outputs[0].device.type, enabled=False):
-            if torch.is_grad_enabled():  # create_graph
+            if torch.is_grad_enabled() or _batched(gradients):  # create_graph, or is_grads_batched
                 found = _differentiable_gradients(composite, arguments, gradients)
             else:
                 dense = [None if g is None else g.contiguous() for g in gradients]
@@ -141,15 +140,27 @@ def differentiable(
     return function
 
 
+def _batched(gradients: Sequence[Tensor | None]) -> bool:
+    """Whether autograd computes a batch of gradients at once, which only plain operations can."""
+    if torch.compiler.is_compiling():
+        return False
+    functorch = torch._C._functorch
+    return any(
+        g is not None and (functorch.is_batchedtensor(g) or functorch.is_legacy_batchedtensor(g)) for g in gradients
+    )
+
+
 def _differentiable_gradients(
     composite: Callable[..., tuple[Tensor, ...]], arguments: list, gradients: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """Compute the gradients of `composite` in a way that can be differentiated again."""
-    # A view of each, so that gradients stop at an argument even where another was computed from it or is the same.
-    arguments = [x.view_as(x) if isinstance(x, Tensor) else x for x in arguments]
-    given = [x for x in arguments if isinstance(x, Tensor) and x.is_floating_point()]
-    pairs = [(y, g) for y, g in zip(composite(*arguments), gradients, strict=False) if g is not None]
-    outputs, cotangents = zip(*[(y, g) for y, g in pairs if y.requires_grad], strict=True)
-    wanted = [x for x in given if x.requires_grad]
-    found = iter(torch.autograd.grad(outputs, wanted, cotangents, create_graph=True, allow_unused=True))
+    """Compute the gradients of `composite` by plain operations: again differentiable where gradients are enabled."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # A view of each, so that gradients stop at an argument even where another was computed from it or is the same.
+        arguments = [x.view_as(x) if isinstance(x, Tensor) else x for x in arguments]
+        given = [x for x in arguments if isinstance(x, Tensor) and x.is_floating_point()]
+        pairs = [(y, g) for y, g in zip(composite(*arguments), gradients, strict=False) if g is not None]
+        outputs, cotangents = zip(*[(y, g) for y, g in pairs if y.requires_grad], strict=True)
+        wanted = [x for x in given if x.requires_grad]
+        found = iter(torch.autograd.grad(outputs, wanted, cotangents, create_graph=again, allow_unused=True))
     return [next(found) if x.requires_grad else None for x in given]

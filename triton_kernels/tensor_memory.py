@@ -166,6 +166,8 @@ def _check_keys(write: Pair, erase: Pair | bool | None, chunk: int | None) -> No
 def _check(x: Inputs) -> None:
     sizes: dict[str, int] = {}
     check_tensor("write[0]", x.write[0], "B T M E", sizes)
+    if not sizes["M"]:
+        raise ValueError("`write[0]` must have at least one write per token, M >= 1, got M=0.")
     check_tensor("write[1]", x.write[1], "B T M R", sizes, like=x.write[0])
     check_tensor("values", x.values, "B T M V", sizes, like=x.write[0])
     if x.erase is not None:

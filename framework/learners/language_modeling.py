@@ -88,9 +88,16 @@ class LanguageModeling(Learner):
         return _cross_entropy(call(batch.tokens, None, batch.mask)[0], batch)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the loss of the next segment of every row."""
+        """Return the loss of the next segment of every row.
+
+        Raises:
+            ValueError: the carried state is that of another batch size.
+        """
+        carried, rows = _first(self.state), len(batch.tokens)
+        if carried is not None and len(carried) != rows:
+            raise ValueError(f"The state is that of {len(carried)} streams, the batch has {rows}. Keep the batch size.")
         logits, state = self.model(batch.tokens, self.state, batch.mask)
-        self.state = _mapped(Tensor.detach, state)
+        self.state = _finite(_mapped(Tensor.detach, state), self.state)
         loss = _cross_entropy(logits, batch)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
@@ -148,6 +155,28 @@ def _cross_entropy(logits: Tensor, batch: Any) -> Tensor:
     """The mean over the tokens that count; 0, with a gradient of 0, where none does."""
     total = F.cross_entropy(logits.flatten(0, 1), batch.target.flatten(), ignore_index=NO_TARGET, reduction="sum")
     return total / (batch.target != NO_TARGET).sum().clamp(min=1)
+
+
+def _finite(new: Any, old: Any) -> Any:
+    """The new state; a row that is not finite falls back to the old one, or it would spoil all later segments."""
+    good = _all_finite(new)
+    if good is None or bool(good.all()):
+        return new
+    return None if old is None else _rows(good, new, old)
+
+
+def _all_finite(state: Any) -> Tensor | None:
+    """Whether every row ``[B]`` of a state is finite."""
+    if state is None or isinstance(state, Tensor):
+        return None if state is None else state.flatten(1).isfinite().all(1)
+    found = [good for part in state if (good := _all_finite(part)) is not None]
+    return torch.stack(found).all(0) if found else None
+
+
+def _rows(good: Tensor, new: Any, old: Any) -> Any:
+    if isinstance(new, Tensor):
+        return torch.where(good.reshape(-1, *[1] * (new.dim() - 1)), new, old)
+    return None if new is None else tuple(_rows(good, *parts) for parts in zip(new, old, strict=True))
 
 
 def _first(state: Any) -> Tensor | None:
