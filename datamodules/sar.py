@@ -125,6 +125,7 @@ class SAR(TokenDataModule):
     """
 
     benchmark = "sar"
+    ids_per_token = 3  # flag, x, y
     splits = ("p=0", "p=0.1", "p=0.3", "p=0.5", "p=1")
     ood = ("test",)
     groups = _GROUPS

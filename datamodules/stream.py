@@ -262,6 +262,7 @@ class StreamDataModule(SplitDataModule):
     """
 
     vocabulary: tuple[str, ...]
+    ids_per_token = 1
 
     def __init__(
         self,

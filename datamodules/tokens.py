@@ -129,10 +129,12 @@ class TokenDataModule(SplitDataModule):
     Attributes:
         vocabulary: The word of every token id; word 0 is padding.
         outputs: The word of every class of the target.
+        ids_per_token: F where a step has several ids, otherwise 1.
     """
 
     vocabulary: tuple[str, ...]
     outputs: tuple[str, ...]
+    ids_per_token = 1
 
     def __init__(
         self, split: str, data_dir: str | os.PathLike[str] | None = None, batch_size: int = 32, seed: int = 0

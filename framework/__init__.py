@@ -8,7 +8,6 @@ from algornn.learners import KeyValueRetrieval, LanguageModeling, QuestionAnswer
 from algornn.memory import (
     DPFP,
     FAVOR,
-    DecomposedFastWeightMemory,
     DeltaDelta,
     DeltaLSTM,
     DeltaMLP,
@@ -27,6 +26,7 @@ from algornn.memory import (
 from algornn.models import (
     LSTM,
     TPRRNN,
+    DecomposedFastWeightMemory,
     FastWeightBlocks,
     KeyValueRetriever,
     LSTMReader,

@@ -281,6 +281,8 @@ def main(args: list[str]) -> None:
     )
     asked = parser.parse_args(args)
     runs = read_runs(list(dict.fromkeys(asked.runs)))
+    if any(run.setting for run in runs):  # a shell names the runs of a sweep in the order of the alphabet
+        runs.sort(key=lambda run: natural(run.label))
     write(runs, asked.out or asked.runs[0] / "report")
 
 

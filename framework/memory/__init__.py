@@ -7,7 +7,7 @@ from algornn.memory.associations import Associations
 from algornn.memory.attention_decomposition import AttentionDecomposition, SlotComponents
 from algornn.memory.delta_mlp import DeltaDelta, DeltaMLP
 from algornn.memory.delta_rnn import DeltaLSTM, DeltaRNN
-from algornn.memory.fast_weight_memory import DecomposedFastWeightMemory, FastWeightMemory
+from algornn.memory.fast_weight_memory import FastWeightMemory
 from algornn.memory.fast_weights_rnn import FastWeightsRNN
 from algornn.memory.feature_maps import DPFP, FAVOR, EluPlusOne, SoftmaxFeatures
 from algornn.memory.gated_fast_weights import GatedFastWeights
@@ -21,7 +21,6 @@ __all__ = [
     "FAVOR",
     "Associations",
     "AttentionDecomposition",
-    "DecomposedFastWeightMemory",
     "DeltaDelta",
     "DeltaLSTM",
     "DeltaMLP",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from algornn.triton_kernels.arguments import check_mask, keep_valid
@@ -38,6 +39,37 @@ def clear_masked(x: Tensor, mask: Tensor | None) -> Tensor:
     """
     check_mask(mask, {"B": x.shape[0], "T": x.shape[1]}, like=x)
     return keep_valid(x, mask)
+
+
+def state_parts(state: Any, like: Tensor, **shapes: tuple[int, ...]) -> tuple[Tensor | None, ...]:
+    """Return the parts of a carried state, all None where there is none.
+
+    Args:
+        state: what an earlier call returned, or None.
+        like: the layer's input ``[B, ...]``.
+        shapes: the parts' names and their shapes without the batch.
+
+    Raises:
+        ValueError: it is no tuple of such tensors, but another layer's state or that of another batch.
+    """
+    if state is None:
+        return (None,) * len(shapes)
+    wanted = [(len(like), *shape) for shape in shapes.values()]
+    found = [tuple(x.shape) if isinstance(x, Tensor) else None for x in state] if isinstance(state, tuple) else None
+    if found != wanted:
+        told = ", ".join(f"{name} {list(shape)}" for name, shape in zip(shapes, wanted, strict=True))
+        came = f"shapes {[list(shape) if shape else None for shape in found]}" if found else type(state).__name__
+        raise ValueError(f"`state` must be the tuple ({told}) that this layer returned for the same batch, got {came}.")
+    return state
+
+
+def state_or_zeros(state: Any, like: Tensor, dtype: torch.dtype, **shapes: tuple[int, ...]) -> list[Tensor]:
+    """Return the parts of a carried state as `state_parts` does, zeros where there is none."""
+    parts = state_parts(state, like, **shapes)
+    return [
+        like.new_zeros(len(like), *shape, dtype=dtype) if part is None else part
+        for part, shape in zip(parts, shapes.values(), strict=True)
+    ]
 
 
 def merge_heads(y: Tensor) -> Tensor:

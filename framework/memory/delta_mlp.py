@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from algornn.memory.associations import Associations, clear_masked, merge_heads
+from algornn.memory.associations import Associations, clear_masked, merge_heads, state_parts
 from algornn.memory.linear_transformer import split_size, sum_normalized
 from algornn.triton_kernels import delta_rule
 
@@ -60,7 +60,13 @@ class DeltaMLP(nn.Module):
             Outputs ``[B, T, D]`` and the new state.
         """
         h, written = self._heads(clear_masked(x, mask))
-        old = state or (None,) * len(written)
+        d, wide = self.block_sizes[:2]
+        shapes = {
+            f"{name}{j + 1}": (self.heads, *size)
+            for j in range(len(self.norms))
+            for name, size in (("A", (d, wide)), ("B", (wide, d)))
+        }
+        old = state_parts(state, x, **shapes)
         new: list[Tensor] = []
         for j, norm in enumerate(self.norms):
             a, A = delta_rule(_features(norm(h)), *written[2 * j], initial_state=old[2 * j], mask=mask)
@@ -122,7 +128,8 @@ class DeltaDelta(nn.Module):
             Outputs ``[B, T, D]`` and the new state.
         """
         q, k, v, beta = self._heads(clear_masked(x, mask))
-        P, S = state or (None, None)
+        H, d = self.heads, self.head_size
+        P, S = state_parts(state, x, P=(H, d, 3 * d + 1), S=(H, d, d))
         program, P = delta_rule(q, k, v, beta, initial_state=P, mask=mask)
         q, k, v, beta = program.split([self.head_size] * 3 + [1], -1)
         y, S = delta_rule(_features(q), _features(k), v, beta[..., 0].sigmoid(), initial_state=S, mask=mask)

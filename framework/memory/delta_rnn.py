@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from algornn.memory.associations import Associations, clear_masked, merge_heads
+from algornn.memory.associations import Associations, clear_masked, merge_heads, state_parts
 from algornn.memory.feature_maps import EluPlusOne
 from algornn.memory.linear_transformer import split_size, sum_normalized
 from algornn.triton_kernels import delta_rnn, delta_rule
@@ -51,7 +51,8 @@ class DeltaRNN(nn.Module):
             Outputs ``[B, T, D]`` and the new state.
         """
         (q, k, v, beta), (rk, rv, rbeta) = self._heads(clear_masked(x, mask))
-        W, R, h = (None, None, None) if state is None else state
+        d = (self.head_size, self.head_size)
+        W, R, h = state_parts(state, x, W=(self.heads, *d), R=(self.heads, *d), h=(self.heads, self.head_size))
         z, W = delta_rule(q, k, v, beta, initial_state=W, mask=mask)
         recurrent = None if R is None or h is None else (R, h)
         y, (R, h) = delta_rnn(z, rk, rv, rbeta, recurrent, mask)
@@ -113,7 +114,9 @@ class DeltaLSTM(nn.Module):
             Outputs ``[B, T, D]`` and the new state.
         """
         (q, k, v, beta), recurrent = self._heads(clear_masked(x, mask))
-        W, R, h, c = state or (None, None, None, None)
+        H, d = self.heads, self.head_size
+        matrices, vectors = (3 * H, d, d), (H, d)
+        W, R, h, c = state_parts(state, x, W=matrices, R=matrices, h=vectors, c=vectors)
         z, W = delta_rule(q, k, v, beta, initial_state=W, mask=mask)
         with torch.autocast(x.device.type, enabled=False):
             hs, (R, h, c) = self._gates(z, recurrent, R, h, c, mask)

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from algornn.memory.associations import Associations, clear_masked
-from algornn.memory.attention_decomposition import AttentionDecomposition
 from algornn.triton_kernels import TensorMemory, tensor_memory
 from algornn.triton_kernels.arguments import keep_valid
 
@@ -29,13 +28,11 @@ class FastWeightMemory(nn.Module):
 
     The release has three cells that differ in details. They are, as arguments of this class:
 
-    ============  ==========  ===========  =========  ========  =====
-    experiment    scale_write tanh_entity  tanh_roles residual  sizes
-    ============  ==========  ===========  =========  ========  =====
-    catbAbI       True        False        True       False     z 256, E = R = 32
-    PTB, WT2      False       True         True       True      z 400, E = R = 32
-    meta-RL       True        False        False      True      z 32, E = R = 16
-    ============  ==========  ===========  =========  ========  =====
+    | experiment | scale_write | tanh_entity | tanh_roles | residual | sizes             |
+    |------------|-------------|-------------|------------|----------|-------------------|
+    | catbAbI    | True        | False       | True       | False    | z 256, E = R = 32 |
+    | PTB, WT2   | False       | True        | True       | True     | z 400, E = R = 32 |
+    | meta-RL    | True        | False       | False      | True     | z 32, E = R = 16  |
 
     Args:
         input_size: width of the controller's output z, and of y.
@@ -118,91 +115,3 @@ def recall(memory: TensorMemory, n: Tensor, roles: Sequence[Tensor]) -> Tensor:
     for role in roles:
         n = F.layer_norm(memory.read(n, role, causal=True), n.shape[-1:])
     return n
-
-
-class DecomposedFastWeightMemory(nn.Module):
-    r"""A Fast Weight Memory whose keys, values and queries are slots of an attention over the parts of a token (AID).
-
-    A token is mapped to P parts. An LSTM, shared by the parts, runs over the sequence of each; its outputs
-    :math:`h_1 \ldots h_P` are decomposed into the slots e, r, v, and, with the same attention, n and
-    :math:`\rho_1 \ldots \rho_N`, all squashed by tanh. Memory and chained reads are those of `FastWeightMemory`, with
-    :math:`\beta = \sigma(w \cdot [h_1; \ldots; h_P] + b + 1)`, and
-
-    .. math:: y = \mathrm{dropout}(W_h [h_1; \ldots; h_P]) + W_o n_N
-
-    Args:
-        input_size: width of the input.
-        hidden_size: units of the LSTM, width of the output.
-        parts: P.
-        part_size: width of a part before the LSTM.
-        slot_size: width of the slots, which is E, R and V.
-        reads: N.
-        dropout: probability, on the LSTM's share of the output.
-
-    Source: Park, Choi and Lee (2024), "Attention-based Iterative Decomposition for Tensor Product Representation", the
-    model of the systematic associative recall task in the released code.
-    """
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int = 256,
-        parts: int = 3,
-        part_size: int = 32,
-        slot_size: int = 32,
-        reads: int = 1,
-        dropout: float = 0.5,
-    ) -> None:
-        super().__init__()
-        self.parts, context = parts, parts * hidden_size
-        self.input = nn.Linear(input_size, parts * part_size)
-        self.lstm = nn.LSTM(part_size, hidden_size, batch_first=True)
-        sets = (3, 1 + reads)
-        self.decomposition = AttentionDecomposition(hidden_size, context, sets, slot_size, 2 * slot_size)
-        self.rate = nn.Linear(context, 1)
-        self.context, self.dropout = nn.Linear(context, hidden_size), nn.Dropout(dropout)
-        self.output = nn.Linear(slot_size, hidden_size)
-
-    def forward(
-        self, x: Tensor, state: tuple[Tensor, Tensor, Tensor] | None = None, mask: Tensor | None = None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """Run over a sequence; padding must come after a sequence, not inside it.
-
-        Args:
-            x: tokens ``[B, T, input_size]``.
-            state: (h ``[B, P, D]``, c ``[B, P, D]``, fast weights ``[B, s, s, s]``); None: zeros.
-            mask: ``[B, T]`` bool; a masked token leaves the fast weights as they are and gives the output 0. The LSTM
-                runs on through it, so that (h, c) mean nothing after padding.
-
-        Returns:
-            Outputs ``[B, T, D]`` and the new state.
-        """
-        x = clear_masked(x, mask)
-        h, lstm = self._parts(x, None if state is None else state[:2])
-        context = h.flatten(2)
-        memory = remember(*self._associations(h, context), None if state is None else state[2], mask)
-        n, *roles = self.decomposition(h, context, 1).tanh().unbind(2)
-        y = self.dropout(self.context(context)) + self.output(recall(memory, n, roles))
-        return keep_valid(y, mask), (*lstm, memory.state)
-
-    def _parts(self, x: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The LSTM's outputs ``[B, T, P, D]`` and its state ``[B, P, D]`` twice."""
-        B, P = len(x), self.parts
-        parts = self.input(x).unflatten(-1, (P, -1)).transpose(1, 2).flatten(0, 1)
-        first = None if state is None else tuple(s.flatten(0, 1)[None].contiguous() for s in state)
-        h, (last, cell) = self.lstm(parts, first)
-        return h.unflatten(0, (B, P)).transpose(1, 2), (last[0].unflatten(0, (B, P)), cell[0].unflatten(0, (B, P)))
-
-    def _associations(self, h: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        e, r, v = self.decomposition(h, context, 0).tanh().unbind(2)
-        return e, r, v, (self.rate(context)[..., 0] + 1).sigmoid() / v.shape[-1]
-
-    def fast_weights(
-        self, x: Tensor, state: tuple[Tensor, Tensor, Tensor] | None = None, mask: Tensor | None = None
-    ) -> Associations:
-        """Return what was written: per token e r -> v."""
-        h, _ = self._parts(clear_masked(x, mask), None if state is None else state[:2])
-        associations = self._associations(h, h.flatten(2))
-        memory = remember(*associations, None if state is None else state[2], mask)
-        e, r, v, beta = (keep_valid(y, mask) for y in associations)
-        return Associations((e[..., None] * r[..., None, :]).flatten(2), v, beta, memory.state.flatten(1, 2))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from algornn.memory.associations import Associations, clear_masked
+from algornn.memory.associations import Associations, clear_masked, state_or_zeros
 from algornn.triton_kernels.arguments import accumulation_dtype, keep_valid
 
 State = tuple[Tensor, Tensor]
@@ -68,7 +68,7 @@ class FastWeightsRNN(nn.Module):
         c = self.input(clear_masked(x, mask))
         to = accumulation_dtype(c)
         D = self.hidden_size
-        h, A = state or (c.new_zeros(len(c), D, dtype=to), c.new_zeros(len(c), D, D, dtype=to))
+        h, A = state_or_zeros(state, c, to, h=(D,), A=(D, D))
         hs: list[Tensor] = []
         with torch.autocast(c.device.type, enabled=False):
             W, gain, bias = (y.to(to) for y in (self.recurrent, self.norm.weight, self.norm.bias))

@@ -115,6 +115,7 @@ class FAVOR(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[..., D]`` to ``[..., width(D)]``."""
+        self.width(x.shape[-1])  # raises where the widths differ
         if self.training:
             self.rows = self._draw(self.rows)
         projected = x @ self.rows.to(x.dtype).mT

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from algornn.memory.associations import clear_masked
+from algornn.memory.associations import clear_masked, state_or_zeros
 from algornn.triton_kernels.arguments import accumulation_dtype, keep_valid
 
 State = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -55,8 +55,8 @@ class GatedFastWeights(nn.Module):
         """
         x = clear_masked(x, mask)
         to, B, n = accumulation_dtype(x), len(x), self.hidden_size
-        sizes = ((self.slow.hidden_size,), (n, n + self.input_size), (n, n), (n,))
-        s, *fast = state or [x.new_zeros(B, *size, dtype=to) for size in sizes]
+        wide, slow_size = (n, n + self.input_size), (self.slow.hidden_size,)
+        s, *fast = state_or_zeros(state, x, to, s=slow_size, F1=wide, F2=(n, n), h=(n,))
         slow = self._slow_states(x.to(to), s, mask)
         hs: list[Tensor] = []
         for t, program in enumerate(self.program(slow.to(x.dtype)).to(to).unbind(1)):

@@ -179,7 +179,9 @@ def _attention_normalized(
 ) -> tuple[Tensor, State]:
     """The delta rule with reads divided by z . key; z is a memory of its own, of values that are all 1."""
     ones = torch.ones_like(v[..., :1])
-    S, z = (None, None) if state is None else state.split([v.shape[-1], 1], -1)
+    if state is not None and not isinstance(state, Tensor):
+        raise TypeError(f"`state` must be the tensor that this layer returned, got {type(state).__name__}.")
+    S, z = (None, None) if state is None else state.split([v.shape[-1], state.shape[-1] - v.shape[-1]], -1)
     # Reading before the write: what z_t . k_t holds less the key's own k_t . k_t, a difference of near numbers.
     wide = k.to(accumulation_dtype(k))
     at_k, _ = delta_rule(wide, wide, ones.to(wide.dtype), erase=False, initial_state=z, mask=mask)

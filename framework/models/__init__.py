@@ -1,13 +1,14 @@
 """Whole networks: story readers, token networks, and their baselines."""
 
 from algornn.models.key_value import KeyValueRetriever
-from algornn.models.lstm import LSTM, MemoryAugmentedLSTM
+from algornn.models.lstm import LSTM, DecomposedFastWeightMemory, MemoryAugmentedLSTM
 from algornn.models.story_readers import TPRRNN, LSTMReader, SentenceEncoder
 from algornn.models.token_networks import FastWeightBlocks, TokenNetwork
 
 __all__ = [
     "LSTM",
     "TPRRNN",
+    "DecomposedFastWeightMemory",
     "FastWeightBlocks",
     "KeyValueRetriever",
     "LSTMReader",

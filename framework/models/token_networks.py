@@ -41,6 +41,7 @@ class FastWeightBlocks(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        check_factory("memory", memory)
         self.blocks = nn.ModuleList(
             [_Block(input_size, memory(input_size), feedforward_size or 4 * input_size, dropout) for _ in range(blocks)]
         )
@@ -49,6 +50,8 @@ class FastWeightBlocks(nn.Module):
         self, x: Tensor, state: tuple[Any, ...] | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, tuple[Any, ...]]:
         """Run over tokens ``[B, T, D]``; the state is the tuple of the blocks' states. Masked tokens give 0."""
+        if state is not None and not (isinstance(state, tuple) and len(state) == len(self.blocks)):
+            raise ValueError(f"`state` must be the tuple of {len(self.blocks)} states that an earlier call returned.")
         x, new = clear_masked(x, mask), []
         for block, old in zip(self.blocks, state or (None,) * len(self.blocks), strict=True):
             x, block_state = block(x, old, mask)
@@ -101,6 +104,7 @@ class TokenNetwork(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        check_factory("layer", layer)
         self.embedding = nn.Embedding(vocab_size, embedding_size)
         self.layer = layer(ids_per_token * embedding_size)
         self.dropout = nn.Dropout(dropout)
@@ -132,6 +136,15 @@ class TokenNetwork(nn.Module):
             )
         x = self.embedding(tokens)
         return self.dropout(x.flatten(2) if tokens.dim() == 3 else x)
+
+
+def check_factory(name: str, made_by: object) -> None:
+    """Raise a TypeError where a module was given instead of what makes one."""
+    if isinstance(made_by, nn.Module):
+        kind = type(made_by).__name__
+        raise TypeError(
+            f"`{name}` must be a class or a function of the width, such as {kind} itself, not a {kind} made."
+        )
 
 
 def _output_width(layer: nn.Module, input_size: int) -> int:

@@ -11,6 +11,7 @@ from algornn import (
     DPFP,
     FAVOR,
     LSTM,
+    DecomposedFastWeightMemory,
     DeltaDelta,
     DeltaLSTM,
     DeltaMLP,
@@ -70,6 +71,7 @@ LAYERS: dict[str, Callable[[int], nn.Module]] = {
     "memory_augmented_lstm": partial(
         MemoryAugmentedLSTM, hidden_size=5, memory=partial(FastWeightMemory, entity_size=4, role_size=2)
     ),
+    "decomposed_fwm": partial(DecomposedFastWeightMemory, hidden_size=5, parts=2, part_size=3, slot_size=4),
     "fast_weight_blocks": partial(FastWeightBlocks, memory=partial(DeltaNet, heads=2), blocks=2, feedforward_size=5),
 }
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 import algornn.memory
-from algornn import LSTM, FastWeightBlocks, MemoryAugmentedLSTM, TokenNetwork
+from algornn import LSTM, DecomposedFastWeightMemory, FastWeightBlocks, MemoryAugmentedLSTM, TokenNetwork
 from algornn.probes import FastWeightProbe
 
 every_layer = pytest.mark.parametrize("name", LAYERS)
@@ -66,7 +66,7 @@ def test_every_exported_sequence_layer_is_in_the_table():
     exported = [getattr(algornn.memory, name) for name in algornn.memory.__all__]
     layers = {
         cls
-        for cls in [*exported, LSTM, MemoryAugmentedLSTM, FastWeightBlocks]
+        for cls in [*exported, LSTM, DecomposedFastWeightMemory, MemoryAugmentedLSTM, FastWeightBlocks]
         if inspect.isclass(cls)
         and issubclass(cls, nn.Module)
         and list(inspect.signature(cls.forward).parameters) == ["self", "x", "state", "mask"]
@@ -141,6 +141,14 @@ def test_a_segment_of_masked_tokens_alone_leaves_the_state_bit_identical(name):
 
 
 @every_layer
+def test_a_state_of_another_batch_or_layer_is_refused(name):
+    layer, x = layer_of(name), tokens(3, 2)
+    for wrong in (first_state(layer, 1), first_state(layer_of("delta_delta"), 3) if name != "delta_delta" else (None,)):
+        with pytest.raises((ValueError, TypeError), match=r"state(\[\d\])?` must|`W` must"):
+            layer(x, wrong)
+
+
+@every_layer
 def test_a_wrong_mask_is_named(name):
     layer, x = layer_of(name), tokens(2, 3)
     with pytest.raises(TypeError, match=r"`mask` must be a boolean tensor \[B, T\]"):
@@ -172,7 +180,12 @@ def test_gradients_are_those_of_finite_differences(name):
 
 # Compilation.
 
-WITHOUT_A_MASK = {"lstm", "lstm_forget_bias", "memory_augmented_lstm"}  # packing needs the lengths on the host
+WITHOUT_A_MASK = {
+    "lstm",
+    "lstm_forget_bias",
+    "memory_augmented_lstm",
+    "decomposed_fwm",
+}  # packing needs the lengths on the host
 QUICK = {"delta_net_gated", "delta_rnn", "recurrent_delta_net", "self_referential", "gated_fast_weights", "lstm"}
 
 
@@ -192,7 +205,7 @@ def test_compiled_whole_equals_eager(name):
 
 # Half precision.
 
-LSTMS = {"lstm", "lstm_forget_bias", "memory_augmented_lstm"}  # PyTorch's LSTM carries h and c in its own precision
+LSTMS = WITHOUT_A_MASK  # PyTorch's LSTM carries h and c in its own precision
 
 
 def rounded(tree):
@@ -203,6 +216,8 @@ def bfloat16_pair(name, tree, dtype):
     """The state in the dtypes in which it is carried: that of `dtype` where an LSTM holds it."""
     if name == "memory_augmented_lstm":
         return tree_map(lambda s: s.to(dtype), tree[0]), tree[1]
+    if name == "decomposed_fwm":
+        return *(s.to(dtype) for s in tree[:2]), tree[2]
     return tree_map(lambda s: s.to(dtype), tree) if name in LSTMS else tree
 
 
@@ -323,11 +338,12 @@ DELTA = {
     "delta_net", "delta_net_scaled", "delta_net_dpfp1", "delta_net_dpfp2", "delta_net_softmax", "delta_net_favor",
     "delta_rnn", "delta_lstm", "delta_mlp", "delta_delta", "recurrent_delta_net",
 }  # fmt: skip
+CONTROLLED = {"memory_augmented_lstm", "decomposed_fwm"}  # a Fast Weight Memory, the last part of the state
 SUM = {"linear_transformer", "linear_transformer_sum", "linear_transformer_favor"}
 
 
 def test_which_layers_show_their_fast_weights():
-    assert {*DELTA, *SUM, *(f"fwm_{name}" for name in FWM), "tensor_product", "memory_augmented_lstm"} <= set(SHOWS)
+    assert {*DELTA, *SUM, *(f"fwm_{name}" for name in FWM), "tensor_product", *CONTROLLED} <= set(SHOWS)
     assert set(LAYERS) - set(SHOWS) == {
         "self_referential", "gated_fast_weights", "lstm", "lstm_forget_bias", "fast_weight_blocks"
     }  # fmt: skip
@@ -341,8 +357,8 @@ def own_states(name, layer, final):
         return final[..., : layer.head_size].flatten(0, 1)
     if name in ("delta_mlp", "delta_delta", "recurrent_delta_net"):
         return final[0].flatten(0, 1)
-    if name.startswith("fast_weights_rnn") or name == "memory_augmented_lstm":
-        final = final[1]
+    if name.startswith("fast_weights_rnn") or name in CONTROLLED:
+        final = final[-1]
     return final if final.dim() == 3 else final.flatten(1, 2)
 
 
@@ -351,7 +367,7 @@ def replay(name, keys, values, beta, state):
     for k, v, b in zip(keys.unbind(1), values.unbind(1), beta.unbind(1), strict=True):
         read = torch.einsum("bkv,bk->bv", state, k) if name not in SUM else 0
         state = state + torch.einsum("bk,bv->bkv", k, b[:, None] * (v - read))
-        if name.startswith("fwm") or name == "memory_augmented_lstm":
+        if name.startswith("fwm") or name in CONTROLLED:
             state = state / state.flatten(1).norm(dim=1).clamp(min=1)[:, None, None]
     return state
 
@@ -374,7 +390,7 @@ def test_the_associations_fit_together_and_leave_the_layers_own_state(name):
     assert all(z.isfinite().all() for z in (keys, values, beta))
     found = layer.fast_weights(x_nan, state, mask)
     assert all(gradient.isfinite().all() for gradient in gradients(layer, found, []))
-    if name in DELTA | SUM or name.startswith("fwm") or name == "memory_augmented_lstm":
+    if name in DELTA | SUM | CONTROLLED or name.startswith("fwm"):
         for start in (state, None):
             keys, values, beta, left = layer.fast_weights(x, start, mask)
             own = torch.zeros_like(left) if start is None else own_states(name, layer, start)

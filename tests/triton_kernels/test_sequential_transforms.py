@@ -64,6 +64,25 @@ def test_forward_mode_agrees_with_backward_mode(name, backend):
 
 
 @each
+def test_transforms_inside_the_compiler(name):
+    x, mask = draw(name, **TINY)
+    function, values = as_function(name, x, mask), tuple(x.values())
+    tangents = tuple(torch.randn_like(value) for value in values)
+    wanted = torch.func.jvp(function, values, tangents)[1]
+    torch._dynamo.reset()
+    found = torch.compile(lambda *both: torch.func.jvp(function, *both)[1], backend="eager")(values, tangents)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=0)
+
+
+@each
+def test_a_batch_of_gradients_at_once(name):
+    x, mask = draw(name, **TINY, mask="holes")
+    function, values = as_function(name, x, mask), tuple(x.values())
+    rows = torch.autograd.functional.jacobian(function, values)
+    torch.testing.assert_close(torch.autograd.functional.jacobian(function, values, vectorize=True), rows)
+
+
+@each
 def test_vmap_over_a_leading_dimension(name):
     several = [draw(name, seed=seed)[0] for seed in range(3)]
     stacked = {key: torch.stack([x[key] for x in several]) for key in several[0]}

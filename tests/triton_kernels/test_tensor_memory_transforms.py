@@ -41,6 +41,25 @@ def test_second_derivatives_in_full(clamp):
 
 
 @each
+def test_transforms_inside_the_compiler(variant):
+    x, switches = draw(**TINY | variant)
+    function, values = as_function(x, switches), tuple(x.values())
+    tangents = tuple(torch.randn_like(value) for value in values)
+    wanted = torch.func.jvp(function, values, tangents)[1]
+    torch._dynamo.reset()
+    found = torch.compile(lambda *both: torch.func.jvp(function, *both)[1], backend="eager")(values, tangents)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-14)
+
+
+@each
+def test_a_batch_of_gradients_at_once(variant):
+    x, switches = draw(**TINY | variant)
+    function, values = as_function(x, switches), tuple(x.values())
+    rows = torch.autograd.functional.jacobian(function, values)
+    torch.testing.assert_close(torch.autograd.functional.jacobian(function, values, vectorize=True), rows)
+
+
+@each
 def test_forward_mode_agrees_with_backward_mode(variant):
     x, switches = draw(**variant)
     function, values = as_function(x, switches), tuple(x.values())
