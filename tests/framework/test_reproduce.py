@@ -93,3 +93,25 @@ def test_recording_appends_and_keeps_what_is_there(recipe, tmp_path):
         reproduce.record("tiny", recipe, [run], folder)
     assert [r["seed"] for r in json.loads((folder / "tiny.json").read_text())["runs"]] == [1, 2]
     assert [file.name for file in folder.iterdir()] == ["tiny.json"]
+
+
+def test_a_sweep_runs_every_value_and_draws_its_curve(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    sweep = (
+        "sweep: {option: data.init_args.batch_size, values: [8, 16], published: [2.9, null], solved: 9, verified: true}"
+    )
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("about: a test", f"about: a test, {sweep}"))
+    assert cli.main(["reproduce", "tiny.yaml", "--trainer.max_steps", "20"]) == 0
+    shown = capfd.readouterr().out
+    assert "batch_size = 8" in shown
+    assert "none: runs were stopped by max_steps" in shown  # both are solved, but the runs were cut short
+    runs = json.loads((tmp_path / "results" / "tiny.json").read_text())["runs"]
+    assert [run["setting"] for run in runs] == [{"data.init_args.batch_size": size} for size in (8, 16)]
+    folders = [str(tmp_path / "runs" / "tiny" / f"batch_size={size}" / "seed=1") for size in (16, 8)]
+    assert cli.main(["report", *folders, "--out", "page"]) == 0
+    assert (tmp_path / "page" / "sweep_batch_size_loss.png").stat().st_size > 10_000
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert "Over the values of an option" in page
+    assert page.index("batch_size=8") < page.index("batch_size=16")
+    assert cli.main(["reproduce", "tiny.yaml", "--data.init_args.batch_size", "4"]) == 2
+    assert "is what the recipe tiny.yaml sweeps" in capfd.readouterr().err

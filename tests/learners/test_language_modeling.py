@@ -237,3 +237,42 @@ def test_two_processes_carry_and_resume_their_own_states(tmp_path):
         both = leaves(learner.model(segment.tokens, None, segment.mask)[1])
     for value, *parts in zip(both, states[0][0][0], states[1][0][0], strict=True):
         torch.testing.assert_close(torch.cat(parts), value)
+
+
+def test_a_row_that_overflows_falls_back_to_the_state_before(tmp_path):
+    class Overflow(L.Callback):
+        """Let the state of row 1 overflow in one segment."""
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 2:
+                pl_module.state[0][1].fill_(1e30)
+                self.before = [s.clone() for s in leaves(pl_module.state)]
+
+    learner, overflow, record = learner_of("delta_rnn"), Overflow(), Record()
+    forward = learner.model.forward
+
+    def spoilt(tokens, state=None, mask=None):
+        logits, new = forward(tokens, state, mask)
+        if state is not None and state[0].abs().max() > 1e29:
+            new = (new[0].index_fill(0, torch.tensor([1]), torch.nan), *new[1:])
+        return logits, new
+
+    learner.model.forward = spoilt
+    fit(tmp_path, learner, 4, [overflow, record])
+    for before, after, other in zip(overflow.before, record.states[2], record.states[1], strict=True):
+        assert torch.equal(after[1], before[1])  # the bad row keeps what it had
+        assert after.isfinite().all()
+        assert not torch.equal(after[0], other[0])  # the others go on
+
+
+def test_another_batch_size_or_number_of_processes_is_refused(tmp_path):
+    learner = learner_of("delta_rnn")
+    fit(tmp_path, learner, 2)
+    learner.state = tuple(s[:2] for s in learner.state)
+    segment = stream(1)[0]
+    with pytest.raises(ValueError, match="state is that of 2 streams, the batch has 4"):
+        learner.training_step(segment, 0)
+    other = learner_of("delta_rnn")
+    other._restored = tuple(torch.stack([s, s]) for s in learner.state)
+    with pytest.raises(ValueError, match=r"states of 2 process\(es\), this run has 1"):
+        fit(tmp_path, other, 1)
