@@ -139,8 +139,10 @@ def draw_sweeps(curves: Sequence[SweepCurve]) -> Figure:
         axes.plot(*zip(*points, strict=True), color=colour, linestyle="", marker="o", markersize=3)
         if published:
             axes.plot(*zip(*published, strict=True), color=colour, linestyle="--", linewidth=1, alpha=0.7)
-        if curve.solved is not None:
-            axes.axhline(curve.solved, color="#999999", linewidth=0.8)
+    for number in dict.fromkeys(curve.solved for curve in curves if curve.solved is not None):
+        axes.axhline(number, color="#999999", linewidth=0.8, label=f"solved: at most {number:g}")
+    if any(p is not None for curve in curves for p in curve.published):
+        axes.plot([], [], color="#666666", linestyle="--", linewidth=1, label="published")
     axes.set_yscale("log")
     axes.set(xlabel=curves[0].option, ylabel=curves[0].measure)
     figure.legend(loc="outside upper center", ncols=min(3, len(curves)))

@@ -89,6 +89,7 @@ class TokenNetwork(nn.Module):
             `MemoryAugmentedLSTM` or your own. The width of its output is found by running it once.
         embedding_size: width of the embedding of one id.
         ids_per_token: ids that make one token; their embeddings are concatenated.
+        readout_size: units of a ReLU layer between the sequence layer and the output; None: there is none.
         output_bias: whether the output layer has a bias; without, its weights are Xavier-normal.
         dropout: probability, on embedded tokens and on what the output layer sees.
     """
@@ -100,6 +101,7 @@ class TokenNetwork(nn.Module):
         layer: Callable[[int], nn.Module] = FastWeightBlocks,
         embedding_size: int = 256,
         ids_per_token: int = 1,
+        readout_size: int | None = None,
         output_bias: bool = True,
         dropout: float = 0.0,
     ) -> None:
@@ -108,7 +110,9 @@ class TokenNetwork(nn.Module):
         self.embedding = nn.Embedding(vocab_size, embedding_size)
         self.layer = layer(ids_per_token * embedding_size)
         self.dropout = nn.Dropout(dropout)
-        self.output = nn.Linear(_output_width(self.layer, ids_per_token * embedding_size), output_size, output_bias)
+        width = _output_width(self.layer, ids_per_token * embedding_size)
+        self.readout = nn.Sequential(nn.Linear(width, readout_size), nn.ReLU()) if readout_size else nn.Identity()
+        self.output = nn.Linear(readout_size or width, output_size, output_bias)
         if not output_bias:
             nn.init.xavier_normal_(self.output.weight)
         self.ids_per_token = ids_per_token
@@ -125,7 +129,7 @@ class TokenNetwork(nn.Module):
             Logits ``[B, T, output_size]`` and the layer's new state.
         """
         y, state = self.layer(self._embed(tokens), state, mask)
-        return self.output(self.dropout(y)), state
+        return self.output(self.readout(self.dropout(y))), state
 
     def _embed(self, tokens: Tensor) -> Tensor:
         ids = tokens.shape[2] if tokens.dim() == 3 else 1
