@@ -86,6 +86,10 @@ def results(runs: Sequence[RunResults], errors: bool = True) -> Table:
         columns[f"{set_name(stage, ood)} %{' (error)' if errors else ''}"] = [
             percent(a) + error for a, error in zip(found, told, strict=True)
         ]
+    for stage, ood in sets:
+        perplexities = [run.measure(stage, "perplexity") if in_set(run, stage, ood) else None for run in runs]
+        if any(found is not None for found in perplexities):
+            columns[f"{set_name(stage, ood)} perplexity"] = [number(found) for found in perplexities]
     for group in apart:
         for stage, ood in sets:
             parts = [run.groups(stage).get(group) if group in run.incomplete else None for run in runs]
@@ -96,7 +100,7 @@ def results(runs: Sequence[RunResults], errors: bool = True) -> Table:
 
 def how_measured(runs: Sequence[RunResults]) -> str:
     """Say over what the accuracies are means, and what was left out of them."""
-    grouped = any(run.groups(stage) for run in runs for stage in run.stages)
+    grouped = any(len(run.groups(stage)) > 1 for run in runs for stage in run.stages)
     sentences = ["Accuracy is the mean over groups."] if grouped else []
     for run in runs:
         if run.incomplete:

@@ -127,9 +127,9 @@ class RunResults:
         return setting if isinstance(setting, dict) else {}
 
     def measure(self, stage: str, name: str) -> float | None:
-        """Return the ``loss`` of a test set, or its ``error`` (1 less the accuracy)."""
-        if name == "loss":
-            return _number(_entry(self.stages, stage, "loss"))
+        """Return the ``loss`` or ``perplexity`` of a test set, or its ``error`` (1 less the accuracy)."""
+        if name != "error":
+            return _number(_entry(self.stages, stage, name))
         accuracy = self.accuracy(stage)
         return None if accuracy is None else 1 - accuracy
 
