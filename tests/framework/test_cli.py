@@ -253,7 +253,8 @@ def test_every_recipe_trains_a_step(name, tmp_path, monkeypatch, capsys):
         monkeypatch.setenv("ALGORNN_DATA", str(babi_folder()))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("the cat sat on the mat and the dog lay by the fire\n" * 900)
-    assert cli.main(["fit", "--config", name, "--trainer.fast_dev_run", "1", "--trainer.accelerator", "cpu"]) == 0
+    small = ["--trainer.fast_dev_run", "1", "--trainer.accelerator", "cpu", "--data.init_args.batch_size", "2"]
+    assert cli.main(["fit", "--config", name, *small]) == 0
     assert recipes.about(name).endswith(".")
 
 
