@@ -53,7 +53,8 @@ def heard(count, seed):
 
 
 def loader(count, seed, batch_size):
-    return DataLoader(heard(count, seed), batch_size, collate_fn=collate_tokens)
+    # By keyword: after an error in some loader Lightning leaves DataLoader wrapped, and takes a positional one twice.
+    return DataLoader(heard(count, seed), batch_size=batch_size, collate_fn=collate_tokens)
 
 
 @pytest.fixture(scope="module")
