@@ -22,7 +22,8 @@ class AttentionDecomposition(nn.Module):
         &\qquad\qquad S_j \leftarrow S_j + \mathrm{FF}(\mathrm{LN}(\textstyle\sum_w A_{wj} v_w)) / s \\
         \text{slots} &= W [\mathrm{dropout}(S^0); S]
 
-    A vector that is 0 in all its entries is padding: no slot attends to it.
+    A vector that is 0 in all its entries is padding: it gets no attention but :math:`\epsilon`. The released code adds
+    -10^6 to its scores before the softmax over slots, which leaves that softmax as it is and so hides nothing.
 
     Args:
         input_size: width of the vectors.

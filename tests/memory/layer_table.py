@@ -100,3 +100,23 @@ def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
     """Norm of the difference over the norm of what is wanted (0 where both are 0)."""
     difference = (found.double() - wanted.double()).norm()
     return (difference / wanted.double().norm().clamp(min=1e-300)).item() if difference else 0.0
+
+
+def first_state(layer, B):
+    """A state that some tokens have left."""
+    with torch.no_grad():
+        return layer(tokens(B, 3, seed=9))[1]
+
+
+def gradients(layer, results, inputs):
+    """Of a random weighting of all results, for the inputs and all trained parameters (0 for those not used)."""
+    generator = torch.Generator().manual_seed(3)
+    total = sum((z * torch.randn(z.shape, generator=generator, dtype=z.dtype)).sum() for z in results)
+    wanted = [*inputs, *(p for p in layer.parameters() if p.requires_grad)]
+    return torch.autograd.grad(total, wanted, materialize_grads=True)
+
+
+def assert_equal_up_to(found, wanted, bound=1e-10):
+    for a, b in zip(found, wanted, strict=True):
+        assert a.shape == b.shape
+        assert relative_error(a, b) < bound
