@@ -5,7 +5,9 @@ from algornn.datamodules.babi import BAbI
 from algornn.datamodules.catbabi import CatBAbI
 from algornn.datamodules.code_execution import CodeExecution
 from algornn.datamodules.key_value import KeyValueBatch, KeyValueCapacity
+from algornn.datamodules.labelled_sequences import LabelledBatch, LabelledSequenceDataModule
 from algornn.datamodules.sar import SAR
+from algornn.datamodules.sequence_pairs import PairBatch, SequencePairDataModule
 from algornn.datamodules.sequential_listops import SequentialListOps
 from algornn.datamodules.split_datamodule import Example, SplitDataModule
 from algornn.datamodules.story import StoryBatch, StoryDataModule
@@ -23,6 +25,10 @@ __all__ = [
     "Example",
     "KeyValueBatch",
     "KeyValueCapacity",
+    "LabelledBatch",
+    "LabelledSequenceDataModule",
+    "PairBatch",
+    "SequencePairDataModule",
     "SequentialListOps",
     "SplitDataModule",
     "StoryBatch",

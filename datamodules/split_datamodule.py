@@ -229,8 +229,12 @@ class ResumableLoader:
 class SplitDataModule(LightningDataModule):
     """A benchmark with named splits and, in each, named stages in and out of distribution.
 
-    A subclass sets `benchmark`, `splits` and, where it has them, `further` and `ood`, and defines `groups`,
-    `dataset_of` and `collate`. Sizes that a model needs are known after the constructor, without reading a file.
+    A subclass sets `benchmark`, `splits` and, where it has them, `further`, `further_val` and `ood`, and defines
+    `groups`, `dataset_of` and `collate`. Sizes that a model needs are known after the constructor, without reading a
+    file.
+
+    `further_val` names validation sets besides "val", such as "val_ood" of a depth between those of train and test:
+    a recipe may choose its checkpoint by ``val_ood/sequence_accuracy`` and so never looks at the test set.
 
     Batches carry `id`, the index into `examples(stage)`: with several processes the evaluation loaders repeat a few
     examples so that all processes have equally many, and a learner drops these repeats by their ids.
@@ -249,6 +253,7 @@ class SplitDataModule(LightningDataModule):
     benchmark: ClassVar[str]
     splits: ClassVar[tuple[str, ...]]
     further: tuple[str, ...] = ()
+    further_val: tuple[str, ...] = ()
     ood: tuple[str, ...] = ()
     groups: tuple[str, ...]
 
@@ -284,8 +289,13 @@ class SplitDataModule(LightningDataModule):
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Names of all stages: train, val, test and the further test sets."""
-        return ("train", "val", "test", *self.further)
+        """Names of all stages: train, the validation sets and the test sets."""
+        return ("train", *self.val_stages, *self.test_stages)
+
+    @property
+    def val_stages(self) -> tuple[str, ...]:
+        """Names of the stages in the order of `val_dataloader()`: `dataloader_idx` is an index into them."""
+        return ("val", *self.further_val)
 
     @property
     def test_stages(self) -> tuple[str, ...]:
@@ -309,9 +319,10 @@ class SplitDataModule(LightningDataModule):
         name = (self.benchmark, self.split, "order", self.seed)
         return ResumableLoader(dataset, EpochOrder(name, len(dataset), self.batch_size, *self._place()), self.collate)
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        """The validation set, in distribution."""
-        return self._evaluation_loader("val")
+    def val_dataloader(self) -> DataLoader[Any] | dict[str, DataLoader[Any]]:
+        """The validation set, in distribution; a benchmark with further validation sets gives them all by name."""
+        loaders = {stage: self._evaluation_loader(stage) for stage in self.val_stages}
+        return loaders if self.further_val else loaders["val"]
 
     def test_dataloader(self) -> dict[str, DataLoader[Any]]:
         """The test set and every further test set by name."""

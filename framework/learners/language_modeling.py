@@ -129,9 +129,12 @@ class LanguageModeling(Learner):
 
     # Validation and test: one StreamScores per loader.
 
-    def _start_scores(self, names: list[str], loaders: list[Any]) -> None:
-        scores = [StreamScores(getattr(loader.dataset, "groups", ())).to(self.device) for loader in loaders]
-        self.scores = dict(zip(names, scores, strict=True))
+    def new_scores(self, dataset: Any) -> StreamScores:
+        """Return the metric that scores the tokens of a stream."""
+        return StreamScores(getattr(dataset, "groups", ()))
+
+    def _start_scores(self, loaders: Any, only: str) -> None:
+        super()._start_scores(loaders, only)
         self._evaluation = (0, None)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:

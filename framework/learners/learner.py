@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from algornn.learners.example_scores import ExampleScores
 
@@ -97,20 +98,21 @@ class Learner(L.LightningModule):
     # Validation and test: one ExampleScores per loader.
 
     def on_validation_epoch_start(self) -> None:
-        """Start the scores of the validation set."""
-        self._start_scores(["val"], [self.trainer.val_dataloaders])
+        """Start the scores of every validation set."""
+        self._start_scores(self.trainer.val_dataloaders, "val")
 
     def on_test_epoch_start(self) -> None:
         """Start the scores of the test set and of every further test set."""
-        loaders = self.trainer.test_dataloaders
         self.results = {}
-        named = loaders if isinstance(loaders, dict) else {"test": loaders}
-        self._start_scores(list(named), list(named.values()))
+        self._start_scores(self.trainer.test_dataloaders, "test")
 
-    def _start_scores(self, names: list[str], loaders: list[Any]) -> None:
-        datasets = [loader.dataset for loader in loaders]
-        scores = [ExampleScores(len(data), getattr(data, "groups", ())).to(self.device) for data in datasets]
-        self.scores = dict(zip(names, scores, strict=True))
+    def _start_scores(self, loaders: Any, only: str) -> None:
+        named = loaders if isinstance(loaders, dict) else {only: loaders}
+        self.scores = {name: self.new_scores(loader.dataset).to(self.device) for name, loader in named.items()}
+
+    def new_scores(self, dataset: Any) -> Metric:
+        """Return the metric that scores the examples of a dataset."""
+        return ExampleScores(len(dataset), getattr(dataset, "groups", ()))
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score a batch of the current loader."""
@@ -121,11 +123,11 @@ class Learner(L.LightningModule):
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
-        """Log the scores of the validation set."""
-        values = self.scores["val"].compute()
-        for key, value in values.items():
-            if not key.endswith("examples"):
-                self.log(f"val/{key}", value, prog_bar=key == "sequence_accuracy")
+        """Log the scores of every validation set."""
+        for name, metric in self.scores.items():
+            for key, value in metric.compute().items():
+                if not key.endswith("examples"):
+                    self.log(f"{name}/{key}", value, prog_bar=key == "sequence_accuracy")
         self.scores = {}
 
     def on_test_epoch_end(self) -> None:

@@ -1,0 +1,155 @@
+"""Pairs of token sequences, source and target: what the sequence-to-sequence benchmarks have in common."""
+
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from algornn.datamodules.split_datamodule import Example, GroupedDataset, SplitDataModule
+from algornn.datamodules.story import PAD
+
+EOS = "<eos>"
+SPECIAL = (PAD, EOS)  # ids 0 and 1 of every vocabulary of sources and of targets
+
+
+class PairBatch(NamedTuple):
+    """A batch of B pairs; sources are padded to the longest of the batch (S tokens), targets likewise (T tokens).
+
+    Attributes:
+        source: [B, S] int64, word ids that end with the id 1 of "<eos>"; 0 is padding.
+        target: [B, T] int64, likewise, with ids of the target's own vocabulary.
+        source_mask: [B, S] bool, True at real tokens, "<eos>" included.
+        target_mask: [B, T] bool, likewise.
+        group: [B] int64, index into the data module's `groups`.
+        id: [B] int64, index into `examples(stage)`.
+    """
+
+    source: torch.Tensor
+    target: torch.Tensor
+    source_mask: torch.Tensor
+    target_mask: torch.Tensor
+    group: torch.Tensor
+    id: torch.Tensor
+
+
+class PairItem(NamedTuple):
+    """One pair: `source` [S] and `target` [T] ids, both with "<eos>", the group's index, its own index."""
+
+    source: NDArray[Any]
+    target: NDArray[Any]
+    group: int
+    id: int
+
+
+def collate_pairs(items: Sequence[PairItem]) -> PairBatch:
+    """Pad sources and targets to the longest one."""
+    source, source_mask = _padded([item.source for item in items])
+    target, target_mask = _padded([item.target for item in items])
+    group, index = torch.tensor([item.group for item in items]), torch.tensor([item.id for item in items])
+    return PairBatch(source, target, source_mask, target_mask, group, index)
+
+
+def _padded(rows: list[NDArray[Any]]) -> tuple[torch.Tensor, torch.Tensor]:
+    lengths = np.array([len(row) for row in rows])
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    ids = np.zeros(mask.shape, dtype=np.int64)
+    ids[mask] = np.concatenate(rows)
+    return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+class PairDataset(GroupedDataset):
+    """Pairs of any lengths, kept as the ids of all sources and of all targets, one after the other.
+
+    Args:
+        vocabulary: The word of every id of a source; the first two are `SPECIAL`.
+        outputs: The word of every id of a target; the first two are `SPECIAL`.
+        groups: Names of the groups.
+        pairs: The words of source and target, without "<eos>", and the group's index.
+
+    Raises:
+        ValueError: A word is in no vocabulary; the message names the word and the pair's number.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Sequence[str],
+        outputs: Sequence[str],
+        groups: tuple[str, ...],
+        pairs: Iterable[tuple[Sequence[str], Sequence[str], int]],
+    ) -> None:
+        self.vocabulary, self.outputs, self.groups = tuple(vocabulary), tuple(outputs), groups
+        self._source, self._target = _Rows(self.vocabulary), _Rows(self.outputs)
+        self._group = array("h")
+        for number, (source, target, group) in enumerate(pairs, 1):
+            try:
+                self._source.append(source)
+                self._target.append(target)
+            except KeyError as error:
+                raise ValueError(f"pair {number} has the word {error}, which is not in the vocabulary.") from None
+            self._group.append(group)
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self._group)
+
+    def __getitem__(self, index: int) -> PairItem:
+        """Pair `index`."""
+        index = range(len(self))[index]
+        return PairItem(self._source[index], self._target[index], self._group[index], index)
+
+    def example(self, index: int) -> Example:
+        """Pair `index` in words, without "<eos>"."""
+        item = self[index]
+        source = tuple(self.vocabulary[i] for i in item.source[:-1].tolist())
+        target = tuple(self.outputs[i] for i in item.target[:-1].tolist())
+        return Example(source, target, self.groups[item.group])
+
+
+class _Rows:
+    """Rows of ids of any lengths in one array; every row ends with "<eos>"."""
+
+    def __init__(self, vocabulary: tuple[str, ...]) -> None:
+        self._ids = {word: i for i, word in enumerate(vocabulary)}
+        self._tokens, self._starts = array("h"), array("q", [0])
+
+    def append(self, words: Sequence[str]) -> None:
+        self._tokens.extend([self._ids[word] for word in words])
+        self._tokens.append(SPECIAL.index(EOS))
+        self._starts.append(len(self._tokens))
+
+    def __getitem__(self, index: int) -> NDArray[Any]:
+        return np.array(self._tokens[self._starts[index] : self._starts[index + 1]], dtype=np.int64)
+
+
+class SequencePairDataModule(SplitDataModule):
+    """A benchmark that maps token sequences to token sequences; batches are `PairBatch`.
+
+    Attributes:
+        vocabulary: The word of every id of a source; ids 0 and 1 are "<pad>" and "<eos>".
+        outputs: The word of every id of a target; ids 0 and 1 are "<pad>" and "<eos>".
+    """
+
+    vocabulary: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids of a source, "<pad>" and "<eos>" included."""
+        return len(self.vocabulary)
+
+    @property
+    def output_size(self) -> int:
+        """Number of ids of a target, "<pad>" and "<eos>" included."""
+        return len(self.outputs)
+
+    def dataset_of(self, stage: str) -> PairDataset:
+        """Read or generate the pairs of a stage."""
+        raise NotImplementedError
+
+    @staticmethod
+    def collate(items: list[PairItem]) -> PairBatch:
+        """Pad sources and targets to the longest one."""
+        return collate_pairs(items)
