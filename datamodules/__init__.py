@@ -7,6 +7,7 @@ from algornn.datamodules.code_execution import CodeExecution
 from algornn.datamodules.key_value import KeyValueBatch, KeyValueCapacity
 from algornn.datamodules.labelled_sequences import LabelledBatch, LabelledSequenceDataModule
 from algornn.datamodules.sar import SAR
+from algornn.datamodules.scan import SCAN
 from algornn.datamodules.sequence_pairs import PairBatch, SequencePairDataModule
 from algornn.datamodules.sequential_listops import SequentialListOps
 from algornn.datamodules.split_datamodule import Example, SplitDataModule
@@ -18,6 +19,7 @@ from algornn.datamodules.tokens import TokenBatch, TokenDataModule
 
 __all__ = [
     "SAR",
+    "SCAN",
     "AssociativeRetrieval",
     "BAbI",
     "CatBAbI",
