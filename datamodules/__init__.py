@@ -4,6 +4,7 @@ from algornn.datamodules.associative_retrieval import AssociativeRetrieval
 from algornn.datamodules.babi import BAbI
 from algornn.datamodules.catbabi import CatBAbI
 from algornn.datamodules.code_execution import CodeExecution
+from algornn.datamodules.compositional_table_lookup import CompositionalTableLookup
 from algornn.datamodules.key_value import KeyValueBatch, KeyValueCapacity
 from algornn.datamodules.labelled_sequences import LabelledBatch, LabelledSequenceDataModule
 from algornn.datamodules.sar import SAR
@@ -24,6 +25,7 @@ __all__ = [
     "BAbI",
     "CatBAbI",
     "CodeExecution",
+    "CompositionalTableLookup",
     "Example",
     "KeyValueBatch",
     "KeyValueCapacity",

@@ -1,0 +1,47 @@
+"""Seconds to generate the data of the benchmarks: python benchmarks/data_generation.py [name ...] [--out FILE].
+
+A row is a name and a function that makes a data module; every stage of it is made, on one thread. Seconds are of
+processor time, sizes are examples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from measure import write_results
+
+from algornn.datamodules import CompositionalTableLookup, SplitDataModule
+
+ROWS: list[tuple[str, Callable[[], SplitDataModule]]] = [
+    ("CompositionalTableLookup forward", lambda: CompositionalTableLookup("forward")),
+    ("CompositionalTableLookup backward", lambda: CompositionalTableLookup("backward")),
+]
+
+
+def generate(name: str, make: Callable[[], SplitDataModule]) -> dict:
+    """Make every stage of a benchmark."""
+    start = time.process_time()
+    data = make()
+    sizes = {stage: len(data.examples(stage)) for stage in data.stages}
+    return {"name": name, "seconds": round(time.process_time() - start, 2), "sizes": sizes}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="beginnings of the names of the rows to run; all without")
+    parser.add_argument("--out", type=Path, help="write the rows to this JSON file")
+    options = parser.parse_args()
+    rows = []
+    for name, make in ROWS:
+        if not options.names or name.startswith(tuple(options.names)):
+            rows.append(generate(name, make))
+            print(json.dumps(rows[-1]), flush=True)
+    write_results(options.out, rows)
+
+
+if __name__ == "__main__":
+    main()
