@@ -30,7 +30,7 @@ class SequenceToSequence(Learner):
         warmup_factor: the factor of the learning rate during these steps.
         cooldown: share of the training, at its end, over which the learning rate falls linearly to 0.
         teacher_forcing: share of the training batches whose decoder reads the target; in the others it reads its own
-            most probable tokens.
+            most probable tokens (chosen in a pass of their own, under other dropout masks than those of the gradient).
         length_groups: shares of a batch, from its shortest targets to its longest, that are computed apart, each
             padded to its own longest: the gradient of the whole batch in less time.
         eos_oracle: whether scoring ends every target where it ends, and nowhere else: what is left are the errors of
@@ -69,12 +69,15 @@ class SequenceToSequence(Learner):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of a batch, whose decoder reads the target or what it writes itself."""
         forced = self.teacher_forcing == 1 or bool(torch.rand(()) < self.teacher_forcing)
-        loss = self.loss(self.model if forced else self._own, batch)
+        loss = self.loss(self.model if forced else self._reading_its_own, batch)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
-    def _own(self, source: Tensor, target: Tensor, source_mask: Tensor | None) -> Tensor:
-        return greedy(self.model, source, source_mask, target.shape[1])
+    def _reading_its_own(self, source: Tensor, target: Tensor, source_mask: Tensor | None) -> Tensor:
+        """Write first, then read what was written in one parallel pass: no gradient flows through a chosen token."""
+        with torch.no_grad():
+            written = greedy(self.model, source, source_mask, target.shape[1]).argmax(-1)
+        return self.model(source, written, source_mask)
 
     def scored(self, batch: Any) -> Iterator[Scored]:
         """Yield the scores of a batch by groups of similar length."""

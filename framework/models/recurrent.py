@@ -41,10 +41,11 @@ class Recurrent(nn.Module):
         if x.shape[1] == 0:  # PyTorch refuses no tokens
             return x.new_zeros(len(x), 0, self.width), first or tuple(x.new_zeros(len(x), *size) for _ in self.parts)
         inner = tuple(part.transpose(0, 1).contiguous() for part in first)
-        if mask is None:
+        x = clear_masked(x, mask)
+        if mask is None or mask.all():  # nothing to pack
             y, new = self._run(x, inner)
         else:
-            y, new = self._packed(clear_masked(x, mask), inner, mask)
+            y, new = self._packed(x, inner, mask)
         return y, tuple(self._batch_first(part) for part in new)
 
     def _run(self, x: Tensor, first: Parts) -> tuple[Tensor, Parts]:
