@@ -11,7 +11,7 @@ from algornn.memory.associations import clear_masked, state_parts
 Parts = tuple[Tensor, ...]
 
 
-class Recurrent(nn.Module):
+class _Recurrent(nn.Module):
     """One of PyTorch's recurrent networks, batch first, with a mask.
 
     Args:
@@ -74,7 +74,7 @@ class Recurrent(nn.Module):
         return part.unflatten(0, (self.network.num_layers, -1)).permute(2, 0, 1, 3).flatten(2)
 
 
-class LSTM(Recurrent):
+class LSTM(_Recurrent):
     r"""PyTorch's LSTM; its state is (h, c).
 
     Args:
@@ -106,7 +106,7 @@ class LSTM(Recurrent):
                 parameter.requires_grad_(False)
 
 
-class GRU(Recurrent):
+class GRU(_Recurrent):
     """PyTorch's GRU; its state is (h,).
 
     Args:
@@ -120,7 +120,7 @@ class GRU(Recurrent):
         super().__init__(nn.GRU(input_size, hidden_size, layers, batch_first=True, dropout=dropout), ("h",))
 
 
-class BidirectionalLSTM(Recurrent):
+class BidirectionalLSTM(_Recurrent):
     """PyTorch's LSTM in both directions, for sequences that are there as a whole.
 
     Outputs and state hold the forward half, then the backward half; the state is that of an `LSTM` of `hidden_size`
@@ -145,7 +145,7 @@ class BidirectionalLSTM(Recurrent):
         super().__init__(network, ("h", "c"))
 
     def forward(self, x: Tensor, state: Parts | None = None, mask: Tensor | None = None) -> tuple[Tensor, Parts]:
-        """Run over a whole sequence; see `Recurrent.forward`."""
+        """Run over a whole sequence; see `LSTM.forward`."""
         if state is not None:
             raise ValueError("`state` must be None: a bidirectional network reads whole sequences. Use LSTM to go on.")
         return super().forward(x, None, mask)
