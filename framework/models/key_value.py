@@ -94,7 +94,8 @@ class KeyValueRetriever(nn.Module):
 def _delta_read(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
     r"""Read ``[B, Q, V]`` after all pairs are written, without the state.
 
-    .. math:: \hat y = q K^\top A^{-1} \mathrm{diag}(\beta) V, \quad A = I + \mathrm{tril}(\mathrm{diag}(\beta) K K^\top, -1)
+    .. math::
+        \hat y = q K^\top A^{-1} \mathrm{diag}(\beta) V, \quad A = I + \mathrm{tril}(\mathrm{diag}(\beta) K K^\top, -1)
 
     with `beta` ``[B, L, 1]``. The system is solved for the queries, which are few, and not for the values.
     """
