@@ -4,11 +4,12 @@ from algornn.datamodules.associative_retrieval import AssociativeRetrieval
 from algornn.datamodules.babi import BAbI
 from algornn.datamodules.catbabi import CatBAbI
 from algornn.datamodules.code_execution import CodeExecution
+from algornn.datamodules.cogs import COGS
 from algornn.datamodules.key_value import KeyValueBatch, KeyValueCapacity
 from algornn.datamodules.labelled_sequences import LabelledBatch, LabelledSequenceDataModule
 from algornn.datamodules.sar import SAR
 from algornn.datamodules.scan import SCAN
-from algornn.datamodules.sequence_pairs import PairBatch, SequencePairDataModule
+from algornn.datamodules.sequence_pairs import FilePairDataModule, PairBatch, SequencePairDataModule
 from algornn.datamodules.sequential_listops import SequentialListOps
 from algornn.datamodules.split_datamodule import Example, SplitDataModule
 from algornn.datamodules.story import StoryBatch, StoryDataModule
@@ -18,6 +19,7 @@ from algornn.datamodules.text_file import TextFile
 from algornn.datamodules.tokens import TokenBatch, TokenDataModule
 
 __all__ = [
+    "COGS",
     "SAR",
     "SCAN",
     "AssociativeRetrieval",
@@ -25,6 +27,7 @@ __all__ = [
     "CatBAbI",
     "CodeExecution",
     "Example",
+    "FilePairDataModule",
     "KeyValueBatch",
     "KeyValueCapacity",
     "LabelledBatch",
