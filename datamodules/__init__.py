@@ -7,6 +7,7 @@ from algornn.datamodules.code_execution import CodeExecution
 from algornn.datamodules.cogs import COGS
 from algornn.datamodules.key_value import KeyValueBatch, KeyValueCapacity
 from algornn.datamodules.labelled_sequences import LabelledBatch, LabelledSequenceDataModule
+from algornn.datamodules.pcfg_set import PCFGSet
 from algornn.datamodules.sar import SAR
 from algornn.datamodules.scan import SCAN
 from algornn.datamodules.sequence_pairs import FilePairDataModule, PairBatch, SequencePairDataModule
@@ -32,6 +33,7 @@ __all__ = [
     "KeyValueCapacity",
     "LabelledBatch",
     "LabelledSequenceDataModule",
+    "PCFGSet",
     "PairBatch",
     "SequencePairDataModule",
     "SequentialListOps",
