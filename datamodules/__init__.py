@@ -4,12 +4,14 @@ from algornn.datamodules.associative_retrieval import AssociativeRetrieval
 from algornn.datamodules.babi import BAbI
 from algornn.datamodules.catbabi import CatBAbI
 from algornn.datamodules.code_execution import CodeExecution
+from algornn.datamodules.cogs import COGS
 from algornn.datamodules.compositional_table_lookup import CompositionalTableLookup
 from algornn.datamodules.key_value import KeyValueBatch, KeyValueCapacity
 from algornn.datamodules.labelled_sequences import LabelledBatch, LabelledSequenceDataModule
+from algornn.datamodules.pcfg_set import PCFGSet
 from algornn.datamodules.sar import SAR
 from algornn.datamodules.scan import SCAN
-from algornn.datamodules.sequence_pairs import PairBatch, SequencePairDataModule
+from algornn.datamodules.sequence_pairs import FilePairDataModule, PairBatch, SequencePairDataModule
 from algornn.datamodules.sequential_listops import SequentialListOps
 from algornn.datamodules.split_datamodule import Example, SplitDataModule
 from algornn.datamodules.story import StoryBatch, StoryDataModule
@@ -19,6 +21,7 @@ from algornn.datamodules.text_file import TextFile
 from algornn.datamodules.tokens import TokenBatch, TokenDataModule
 
 __all__ = [
+    "COGS",
     "SAR",
     "SCAN",
     "AssociativeRetrieval",
@@ -27,10 +30,12 @@ __all__ = [
     "CodeExecution",
     "CompositionalTableLookup",
     "Example",
+    "FilePairDataModule",
     "KeyValueBatch",
     "KeyValueCapacity",
     "LabelledBatch",
     "LabelledSequenceDataModule",
+    "PCFGSet",
     "PairBatch",
     "SequencePairDataModule",
     "SequentialListOps",

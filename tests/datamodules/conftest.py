@@ -27,6 +27,18 @@ def scan_dir() -> Path:
     return real_files("scan", "tasks.txt.gz")
 
 
+@pytest.fixture(scope="session")
+def cogs_dir() -> Path:
+    """The real COGS files."""
+    return real_files("cogs", "train.tsv.gz")
+
+
+@pytest.fixture(scope="session")
+def pcfgset_dir() -> Path:
+    """The real PCFG SET files."""
+    return real_files("pcfgset", "pcfgset/test.src.gz")
+
+
 @pytest.fixture
 def nowhere(monkeypatch, tmp_path) -> Path:
     """No file can be found by accident and nothing is downloaded: an empty cache, no ALGORNN_DATA, no server."""
