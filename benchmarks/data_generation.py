@@ -14,11 +14,14 @@ from pathlib import Path
 
 from measure import write_results
 
-from algornn.datamodules import CompositionalTableLookup, SplitDataModule
+from algornn.datamodules import CompositionalTableLookup, ListOps, SimpleArithmetic, SplitDataModule
 
 ROWS: list[tuple[str, Callable[[], SplitDataModule]]] = [
     ("CompositionalTableLookup forward", lambda: CompositionalTableLookup("forward")),
     ("CompositionalTableLookup backward", lambda: CompositionalTableLookup("backward")),
+    ("ListOps balanced", ListOps),
+    ("SimpleArithmetic balanced", SimpleArithmetic),
+    ("SimpleArithmetic balanced, 100,000", lambda: SimpleArithmetic(train_size=100_000)),
 ]
 
 

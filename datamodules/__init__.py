@@ -7,9 +7,11 @@ from algornn.datamodules.code_execution import CodeExecution
 from algornn.datamodules.compositional_table_lookup import CompositionalTableLookup
 from algornn.datamodules.key_value import KeyValueBatch, KeyValueCapacity
 from algornn.datamodules.labelled_sequences import LabelledBatch, LabelledSequenceDataModule
+from algornn.datamodules.listops import ListOps
 from algornn.datamodules.sar import SAR
 from algornn.datamodules.sequence_pairs import PairBatch, SequencePairDataModule
 from algornn.datamodules.sequential_listops import SequentialListOps
+from algornn.datamodules.simple_arithmetic import SimpleArithmetic
 from algornn.datamodules.split_datamodule import Example, SplitDataModule
 from algornn.datamodules.story import StoryBatch, StoryDataModule
 from algornn.datamodules.story_world import StoryWorld
@@ -29,9 +31,11 @@ __all__ = [
     "KeyValueCapacity",
     "LabelledBatch",
     "LabelledSequenceDataModule",
+    "ListOps",
     "PairBatch",
     "SequencePairDataModule",
     "SequentialListOps",
+    "SimpleArithmetic",
     "SplitDataModule",
     "StoryBatch",
     "StoryDataModule",
