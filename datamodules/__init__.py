@@ -5,6 +5,7 @@ from algornn.datamodules.babi import BAbI
 from algornn.datamodules.catbabi import CatBAbI
 from algornn.datamodules.code_execution import CodeExecution
 from algornn.datamodules.compositional_table_lookup import CompositionalTableLookup
+from algornn.datamodules.ctl_plus_plus import CTLPlusPlus
 from algornn.datamodules.key_value import KeyValueBatch, KeyValueCapacity
 from algornn.datamodules.labelled_sequences import LabelledBatch, LabelledSequenceDataModule
 from algornn.datamodules.listops import ListOps
@@ -23,6 +24,7 @@ __all__ = [
     "SAR",
     "AssociativeRetrieval",
     "BAbI",
+    "CTLPlusPlus",
     "CatBAbI",
     "CodeExecution",
     "CompositionalTableLookup",
