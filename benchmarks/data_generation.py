@@ -14,11 +14,17 @@ from pathlib import Path
 
 from measure import write_results
 
-from algornn.datamodules import CompositionalTableLookup, SplitDataModule
+from algornn.datamodules import CompositionalTableLookup, CTLPlusPlus, ListOps, SimpleArithmetic, SplitDataModule
 
 ROWS: list[tuple[str, Callable[[], SplitDataModule]]] = [
     ("CompositionalTableLookup forward", lambda: CompositionalTableLookup("forward")),
     ("CompositionalTableLookup backward", lambda: CompositionalTableLookup("backward")),
+    ("CTLPlusPlus alternate", lambda: CTLPlusPlus("alternate")),
+    ("CTLPlusPlus parallel_branch", lambda: CTLPlusPlus("parallel_branch")),
+    ("CTLPlusPlus 2stage", lambda: CTLPlusPlus("parallel_branch_2stage", overlap=8, symbol_overlap=4)),
+    ("ListOps balanced", ListOps),
+    ("SimpleArithmetic balanced", SimpleArithmetic),
+    ("SimpleArithmetic balanced, 100,000", lambda: SimpleArithmetic(train_size=100_000)),
 ]
 
 

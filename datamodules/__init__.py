@@ -6,13 +6,16 @@ from algornn.datamodules.catbabi import CatBAbI
 from algornn.datamodules.code_execution import CodeExecution
 from algornn.datamodules.cogs import COGS
 from algornn.datamodules.compositional_table_lookup import CompositionalTableLookup
+from algornn.datamodules.ctl_plus_plus import CTLPlusPlus
 from algornn.datamodules.key_value import KeyValueBatch, KeyValueCapacity
 from algornn.datamodules.labelled_sequences import LabelledBatch, LabelledSequenceDataModule
+from algornn.datamodules.listops import ListOps
 from algornn.datamodules.pcfg_set import PCFGSet
 from algornn.datamodules.sar import SAR
 from algornn.datamodules.scan import SCAN
 from algornn.datamodules.sequence_pairs import FilePairDataModule, PairBatch, SequencePairDataModule
 from algornn.datamodules.sequential_listops import SequentialListOps
+from algornn.datamodules.simple_arithmetic import SimpleArithmetic
 from algornn.datamodules.split_datamodule import Example, SplitDataModule
 from algornn.datamodules.story import StoryBatch, StoryDataModule
 from algornn.datamodules.story_world import StoryWorld
@@ -26,6 +29,7 @@ __all__ = [
     "SCAN",
     "AssociativeRetrieval",
     "BAbI",
+    "CTLPlusPlus",
     "CatBAbI",
     "CodeExecution",
     "CompositionalTableLookup",
@@ -35,10 +39,12 @@ __all__ = [
     "KeyValueCapacity",
     "LabelledBatch",
     "LabelledSequenceDataModule",
+    "ListOps",
     "PCFGSet",
     "PairBatch",
     "SequencePairDataModule",
     "SequentialListOps",
+    "SimpleArithmetic",
     "SplitDataModule",
     "StoryBatch",
     "StoryDataModule",

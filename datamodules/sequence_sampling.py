@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from algornn.datamodules.split_datamodule import generator
 
 _LONGEST = 512  # tokens of a sequence that has a key
-_BLOCK = 100_000  # sequences per call of a sampler, at most
-_MOST_BARREN = 50  # blocks in a row without anything new
+_BLOCK = 250_000  # sequences per call of a sampler, at most
+_MOST_BARREN = 20  # blocks in a row without anything new
 
 
 class Sequences(NamedTuple):
@@ -90,12 +90,12 @@ def draw_different(
     missing[list(quotas)] = list(quotas.values())
     known = np.unique(taken) if taken is not None else np.empty(0, dtype=np.uint64)
     parts: list[Sequences] = []
-    barren = 0
+    size, barren = 1000 + 2 * int(missing.sum()), 0
     while missing.any():
-        drawn = draw(min(_BLOCK, 1000 + 4 * int(missing.sum())))
-        drawn, fresh = _new(drawn, missing, known)
+        size = min(_BLOCK, 2 * size)
+        drawn, fresh = _new(draw(size), missing, known)
         parts.append(drawn)
-        known = np.sort(np.concatenate([known, fresh]))
+        known = np.sort(np.concatenate([known, np.sort(fresh)]), kind="stable")  # a merge of two sorted runs
         missing -= np.bincount(drawn.kind, minlength=len(missing))
         barren = 0 if len(fresh) else barren + 1
         if barren == _MOST_BARREN:
@@ -122,3 +122,23 @@ def _new(
     )
     chosen = np.sort(chosen)
     return take(drawn, chosen), key[chosen]
+
+
+class DrawnStages:
+    """The sequences of every stage, drawn once; train leaves out those of val and test, val those of test.
+
+    Args:
+        draw: Called with a stage and the keys of the sequences that it must leave out.
+    """
+
+    def __init__(self, draw: Callable[[str, NDArray[np.uint64]], Sequences]) -> None:
+        self._draw = draw
+        self._drawn: dict[str, Sequences] = {}
+
+    def __call__(self, stage: str) -> Sequences:
+        """The sequences of a stage."""
+        if stage not in self._drawn:
+            others = {"train": ("val", "test"), "val": ("test",)}.get(stage, ())
+            taken = np.concatenate([np.empty(0, dtype=np.uint64), *(keys(self(other)) for other in others)])
+            self._drawn[stage] = self._draw(stage, taken)
+        return self._drawn[stage]

@@ -71,4 +71,4 @@ def test_sequences_of_a_kind_are_the_first_that_come():
 
 def test_quotas_that_cannot_be_filled_are_refused():
     with pytest.raises(ValueError, match="There are not 17 different sequences, 1 are missing; ask for fewer"):
-        draw_different(sampler(0), {2: 17})
+        draw_different(lambda size: sampler(size)(300), {2: 17})
