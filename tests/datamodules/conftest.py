@@ -5,30 +5,19 @@ from pathlib import Path
 import pytest
 
 
-<<<<<<< HEAD
 def real_files(benchmark: str, name: str) -> Path:
-=======
-def real_data(benchmark: str, inside: str) -> Path:
->>>>>>> wt-lab
     """The folder of a benchmark's real files: in $ALGORNN_DATA, or in shared/data beside the checkout."""
     roots = [Path(os.environ["ALGORNN_DATA"])] if "ALGORNN_DATA" in os.environ else []
     roots.append(Path(__file__).resolve().parents[3] / "shared" / "data")
     for root in roots:
-<<<<<<< HEAD
         if (root / benchmark / name).exists():
             return root / benchmark
     pytest.skip(f"{benchmark}/{name} is in none of {', '.join(map(str, roots))}; set ALGORNN_DATA to the parent folder")
-=======
-        if (root / benchmark / inside).exists():
-            return root / benchmark
-    pytest.skip(f"the {benchmark} files are in none of {', '.join(map(str, roots))}; set ALGORNN_DATA to their parent")
->>>>>>> wt-lab
 
 
 @pytest.fixture(scope="session")
 def babi_dir() -> Path:
     """The real bAbI files."""
-<<<<<<< HEAD
     return real_files("babi", "en-valid-10k")
 
 
@@ -48,15 +37,12 @@ def cogs_dir() -> Path:
 def pcfgset_dir() -> Path:
     """The real PCFG SET files."""
     return real_files("pcfgset", "pcfgset/test.src.gz")
-=======
-    return real_data("babi", "en-valid-10k")
 
 
 @pytest.fixture(scope="session")
 def listops_dir() -> Path:
     """The real test set of ListOps."""
-    return real_data("listops", "test_d20s.tsv.gz")
->>>>>>> wt-lab
+    return real_files("listops", "test_d20s.tsv.gz")
 
 
 @pytest.fixture
@@ -71,11 +57,7 @@ def nowhere(monkeypatch, tmp_path) -> Path:
 
     monkeypatch.delenv("ALGORNN_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-<<<<<<< HEAD
     monkeypatch.setattr("urllib.request.urlopen", only_files)
-    monkeypatch.setattr("algornn.datamodules.babi.URLS", ((tmp_path / "no_server.tar.gz").as_uri(),))
-=======
     for module in ("babi", "listops"):
         monkeypatch.setattr(f"algornn.datamodules.{module}.URLS", ((tmp_path / "no_server").as_uri(),))
->>>>>>> wt-lab
     return tmp_path
