@@ -3,15 +3,18 @@
 from algornn.datamodules.associative_retrieval import AssociativeRetrieval
 from algornn.datamodules.babi import BAbI
 from algornn.datamodules.catbabi import CatBAbI
+from algornn.datamodules.cfq import CFQ
 from algornn.datamodules.code_execution import CodeExecution
 from algornn.datamodules.cogs import COGS
 from algornn.datamodules.key_value import KeyValueBatch, KeyValueCapacity
 from algornn.datamodules.labelled_sequences import LabelledBatch, LabelledSequenceDataModule
+from algornn.datamodules.mathematics import Mathematics
 from algornn.datamodules.pcfg_set import PCFGSet
 from algornn.datamodules.sar import SAR
 from algornn.datamodules.scan import SCAN
 from algornn.datamodules.sequence_pairs import FilePairDataModule, PairBatch, SequencePairDataModule
 from algornn.datamodules.sequential_listops import SequentialListOps
+from algornn.datamodules.slog import SLOG
 from algornn.datamodules.split_datamodule import Example, SplitDataModule
 from algornn.datamodules.story import StoryBatch, StoryDataModule
 from algornn.datamodules.story_world import StoryWorld
@@ -20,9 +23,11 @@ from algornn.datamodules.text_file import TextFile
 from algornn.datamodules.tokens import TokenBatch, TokenDataModule
 
 __all__ = [
+    "CFQ",
     "COGS",
     "SAR",
     "SCAN",
+    "SLOG",
     "AssociativeRetrieval",
     "BAbI",
     "CatBAbI",
@@ -33,6 +38,7 @@ __all__ = [
     "KeyValueCapacity",
     "LabelledBatch",
     "LabelledSequenceDataModule",
+    "Mathematics",
     "PCFGSet",
     "PairBatch",
     "SequencePairDataModule",
