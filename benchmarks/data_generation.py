@@ -1,15 +1,14 @@
-"""Seconds to generate the data sets that need no training files, and their sizes.
+"""Seconds to generate the data of the benchmarks: python benchmarks/data_generation.py [name ...] [--out FILE].
 
-    python benchmarks/data_generation.py [--only WORD ...] [--out benchmarks/results/data_generation.json]
-
-Processor time of one call on one thread, from the constructor to the numbers of all generated stages. The training
-lines of PCFG SET leave out the strings of its evaluation files, which must be at hand (`ALGORNN_DATA`): the time to
-read these is part of the figure.
+A row is a name and a function that makes a data module; every stage of it is made, on one thread. Seconds are of
+processor time, sizes are examples. The test sets of PCFG SET are read from its files (`ALGORNN_DATA`), which the
+generated training lines leave out; the time to read them is part of the figure.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,47 +16,51 @@ from pathlib import Path
 
 from measure import write_results
 
-from algornn.datamodules import SCAN, PCFGSet, SplitDataModule
+from algornn.datamodules import (
+    SCAN,
+    CompositionalTableLookup,
+    CTLPlusPlus,
+    ListOps,
+    PCFGSet,
+    SimpleArithmetic,
+    SplitDataModule,
+)
 from algornn.datamodules.scan import FILES, commands
 
-
-def scan_grammar() -> int:
-    commands.cache_clear()
-    return len(commands())
-
-
-def stages(benchmark: type[SplitDataModule], split: str, *names: str) -> int:
-    """Make stages of a benchmark (none: all); return the number of their examples."""
-    data = benchmark(split)
-    return sum(len(data.dataset(name)) for name in names or data.stages)
-
-
-def scan(split: str) -> int:
-    commands.cache_clear()
-    return stages(SCAN, split)
-
-
-ROWS: list[tuple[str, Callable[[], int]]] = [
-    ("SCAN grammar", scan_grammar),
-    *((f"SCAN {split}", partial(scan, split)) for split in SCAN.splits if split not in FILES),
-    *((f"PCFG SET {split}, train", partial(stages, PCFGSet, split, "train")) for split in PCFGSet.splits),
+ROWS: list[tuple[str, Callable[[], SplitDataModule]]] = [
+    ("CompositionalTableLookup forward", lambda: CompositionalTableLookup("forward")),
+    ("CompositionalTableLookup backward", lambda: CompositionalTableLookup("backward")),
+    ("CTLPlusPlus alternate", lambda: CTLPlusPlus("alternate")),
+    ("CTLPlusPlus parallel_branch", lambda: CTLPlusPlus("parallel_branch")),
+    ("CTLPlusPlus 2stage", lambda: CTLPlusPlus("parallel_branch_2stage", overlap=8, symbol_overlap=4)),
+    ("ListOps balanced", ListOps),
+    ("SimpleArithmetic balanced", SimpleArithmetic),
+    ("SimpleArithmetic balanced, 100,000", lambda: SimpleArithmetic(train_size=100_000)),
+    *((f"SCAN {split}", partial(SCAN, split)) for split in SCAN.splits if split not in FILES),
+    *((f"PCFGSet {split}", partial(PCFGSet, split)) for split in PCFGSet.splits),
 ]
 
 
+def generate(name: str, make: Callable[[], SplitDataModule]) -> dict:
+    """Make every stage of a benchmark."""
+    commands.cache_clear()  # every split of SCAN makes the grammar anew
+    start = time.process_time()
+    data = make()
+    sizes = {stage: len(data.examples(stage)) for stage in data.stages}
+    return {"name": name, "seconds": round(time.process_time() - start, 2), "sizes": sizes}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=[""], help="rows whose name has one of these words")
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="beginnings of the names of the rows to run; all without")
+    parser.add_argument("--out", type=Path, help="write the rows to this JSON file")
+    options = parser.parse_args()
     rows = []
-    print("| data | examples | seconds |\n|---|---|---|")
-    for name, generate in ROWS:
-        if any(word in name for word in args.only):
-            start = time.process_time()
-            examples = generate()
-            rows.append({"data": name, "examples": examples, "seconds": time.process_time() - start})
-            print(f"| {name} | {examples} | {rows[-1]['seconds']:.2f} |", flush=True)
-    write_results(args.out, rows)
+    for name, make in ROWS:
+        if not options.names or name.startswith(tuple(options.names)):
+            rows.append(generate(name, make))
+            print(json.dumps(rows[-1]), flush=True)
+    write_results(options.out, rows)
 
 
 if __name__ == "__main__":

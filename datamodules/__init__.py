@@ -6,14 +6,18 @@ from algornn.datamodules.catbabi import CatBAbI
 from algornn.datamodules.cfq import CFQ
 from algornn.datamodules.code_execution import CodeExecution
 from algornn.datamodules.cogs import COGS
+from algornn.datamodules.compositional_table_lookup import CompositionalTableLookup
+from algornn.datamodules.ctl_plus_plus import CTLPlusPlus
 from algornn.datamodules.key_value import KeyValueBatch, KeyValueCapacity
 from algornn.datamodules.labelled_sequences import LabelledBatch, LabelledSequenceDataModule
+from algornn.datamodules.listops import ListOps
 from algornn.datamodules.mathematics import Mathematics
 from algornn.datamodules.pcfg_set import PCFGSet
 from algornn.datamodules.sar import SAR
 from algornn.datamodules.scan import SCAN
 from algornn.datamodules.sequence_pairs import FilePairDataModule, PairBatch, SequencePairDataModule
 from algornn.datamodules.sequential_listops import SequentialListOps
+from algornn.datamodules.simple_arithmetic import SimpleArithmetic
 from algornn.datamodules.slog import SLOG
 from algornn.datamodules.split_datamodule import Example, SplitDataModule
 from algornn.datamodules.story import StoryBatch, StoryDataModule
@@ -30,19 +34,23 @@ __all__ = [
     "SLOG",
     "AssociativeRetrieval",
     "BAbI",
+    "CTLPlusPlus",
     "CatBAbI",
     "CodeExecution",
+    "CompositionalTableLookup",
     "Example",
     "FilePairDataModule",
     "KeyValueBatch",
     "KeyValueCapacity",
     "LabelledBatch",
     "LabelledSequenceDataModule",
+    "ListOps",
     "Mathematics",
     "PCFGSet",
     "PairBatch",
     "SequencePairDataModule",
     "SequentialListOps",
+    "SimpleArithmetic",
     "SplitDataModule",
     "StoryBatch",
     "StoryDataModule",

@@ -252,6 +252,7 @@ class SplitDataModule(LightningDataModule):
 
     benchmark: ClassVar[str]
     splits: ClassVar[tuple[str, ...]]
+    mean_over: ClassVar[str] = "examples"  # what the benchmark's publications average: "examples" or "groups"
     further: tuple[str, ...] = ()
     further_val: tuple[str, ...] = ()
     ood: tuple[str, ...] = ()

@@ -216,10 +216,12 @@ class RunRecord(L.Callback):
             "data": f"{type(data).__name__} {getattr(data, 'split', '')}".strip() + (f" ({note})" if note else ""),
             "steps": steps,
             "budget": budget,
+            "selection": getattr(trainer.checkpoint_callback, "monitor", None) or "last step",
             "wall_seconds": round(self.seconds, 1),
             "stages": stages,
             "setting": self.setting,
             "incomplete": list(getattr(data, "incomplete", ())),
+            "over": getattr(data, "mean_over", "groups"),
             "probes": probe_values(Path(trainer.default_root_dir)),
             "command": self.command,
         } | provenance()

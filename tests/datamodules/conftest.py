@@ -39,6 +39,12 @@ def pcfgset_dir() -> Path:
     return real_files("pcfgset", "pcfgset/test.src.gz")
 
 
+@pytest.fixture(scope="session")
+def listops_dir() -> Path:
+    """The real test set of ListOps."""
+    return real_files("listops", "test_d20s.tsv.gz")
+
+
 @pytest.fixture
 def nowhere(monkeypatch, tmp_path) -> Path:
     """No file can be found by accident and nothing is downloaded: an empty cache, no ALGORNN_DATA, no server."""
@@ -52,5 +58,6 @@ def nowhere(monkeypatch, tmp_path) -> Path:
     monkeypatch.delenv("ALGORNN_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("urllib.request.urlopen", only_files)
-    monkeypatch.setattr("algornn.datamodules.babi.URLS", ((tmp_path / "no_server.tar.gz").as_uri(),))
+    for module in ("babi", "listops"):
+        monkeypatch.setattr(f"algornn.datamodules.{module}.URLS", ((tmp_path / "no_server").as_uri(),))
     return tmp_path
