@@ -3,6 +3,7 @@
 from algornn.datamodules.associative_retrieval import AssociativeRetrieval
 from algornn.datamodules.babi import BAbI
 from algornn.datamodules.catbabi import CatBAbI
+from algornn.datamodules.cfq import CFQ
 from algornn.datamodules.code_execution import CodeExecution
 from algornn.datamodules.cogs import COGS
 from algornn.datamodules.compositional_table_lookup import CompositionalTableLookup
@@ -10,12 +11,14 @@ from algornn.datamodules.ctl_plus_plus import CTLPlusPlus
 from algornn.datamodules.key_value import KeyValueBatch, KeyValueCapacity
 from algornn.datamodules.labelled_sequences import LabelledBatch, LabelledSequenceDataModule
 from algornn.datamodules.listops import ListOps
+from algornn.datamodules.mathematics import Mathematics
 from algornn.datamodules.pcfg_set import PCFGSet
 from algornn.datamodules.sar import SAR
 from algornn.datamodules.scan import SCAN
 from algornn.datamodules.sequence_pairs import FilePairDataModule, PairBatch, SequencePairDataModule
 from algornn.datamodules.sequential_listops import SequentialListOps
 from algornn.datamodules.simple_arithmetic import SimpleArithmetic
+from algornn.datamodules.slog import SLOG
 from algornn.datamodules.split_datamodule import Example, SplitDataModule
 from algornn.datamodules.story import StoryBatch, StoryDataModule
 from algornn.datamodules.story_world import StoryWorld
@@ -24,9 +27,11 @@ from algornn.datamodules.text_file import TextFile
 from algornn.datamodules.tokens import TokenBatch, TokenDataModule
 
 __all__ = [
+    "CFQ",
     "COGS",
     "SAR",
     "SCAN",
+    "SLOG",
     "AssociativeRetrieval",
     "BAbI",
     "CTLPlusPlus",
@@ -40,6 +45,7 @@ __all__ = [
     "LabelledBatch",
     "LabelledSequenceDataModule",
     "ListOps",
+    "Mathematics",
     "PCFGSet",
     "PairBatch",
     "SequencePairDataModule",

@@ -1,7 +1,7 @@
 """COGS: English sentences to logical forms, with 21 categories of compositional generalization."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from algornn.datamodules.files import check_sha256, obtain, read_text
@@ -57,22 +57,27 @@ EXPOSURE = tuple(
 )
 
 
-def parse(text: str, path: Path, groups: tuple[str, ...]) -> Iterator[tuple[list[str], list[str], int]]:
-    r"""The lines `<sentence>\t<logical form>\t<type>` of a file: words, words, and the type's index in `groups`.
+def parse(text: str, path: Path, types: Container[str] | None) -> Iterator[tuple[list[str], list[str], str]]:
+    r"""The lines `<sentence>\t<logical form>\t<type>` of a file: words, words, and the type.
+
+    Args:
+        text: The content of the file.
+        path: Its name, for messages.
+        types: The types that there may be; None: any.
 
     Raises:
         ValueError: A line does not fit; the message has the file and the line's number.
     """
-    index = {group: i for i, group in enumerate(groups)}
     for row, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
         columns = line.split("\t")
         source, target = (column.split(" ") for column in (*columns, "", "")[:2])
-        if len(columns) != 3 or not all(source) or not all(target) or columns[2] not in index:
+        typed = len(columns) == 3 and (types is None or columns[2] in types)
+        if not typed or not all(source) or not all(target):
             raise ValueError(
                 f"{path}, line {row}: expected '<sentence><TAB><logical form><TAB><type>' with single spaces and a "
-                f"type of COGS, found {line[:80]!r}; the file is damaged, delete it and fetch it again."
+                f"known type, found {line[:80]!r}; the file is damaged, delete it and fetch it again."
             )
-        yield source, target, index[columns[2]]
+        yield source, target, columns[2]
 
 
 class COGS(FilePairDataModule):
@@ -134,7 +139,8 @@ class COGS(FilePairDataModule):
         """
         path, sha256 = self._file(stage)
         text = read_text(path)
-        yield from parse(text, path, self.groups)
+        for source, target, group in parse(text, path, self.groups):
+            yield source, target, self.groups.index(group)
         check_sha256(path, text, sha256)
 
     def _file(self, stage: str) -> tuple[Path, str]:

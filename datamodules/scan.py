@@ -275,11 +275,12 @@ class SCAN(SequencePairDataModule):
         order = generator(self.benchmark, self.split, "held out", self.seed).permutation(different).tolist()
         iid = different // 10 if self.split in _CUTOFFS else self.iid_size if self.further else 0
         val = order[iid : iid + self.val_size]
-        absent = set(order[: iid + self.val_size] if self.held_out else order[:iid] if self.split in _CUTOFFS else ())
-        train = [line for i, line in enumerate(lines) if i not in absent]
+        always = order[:iid] if self.split in _CUTOFFS else []
+        absent = set(order[: iid + self.val_size] if self.held_out else always)
         return {
-            "train": train,
-            **{n: [lines[i] for i in sorted(part)] for n, part in (("iid", order[:iid]), ("val", val))},
+            "train": [line for i, line in enumerate(lines) if i not in absent],
+            "val": [lines[i] for i in sorted(val)],
+            "iid": [lines[i] for i in sorted(order[:iid])],
         }
 
     def _pairs(self, lines: Sequence[Command]) -> PairDataset:

@@ -166,15 +166,17 @@ class FilePairDataModule(SequencePairDataModule):
     """A benchmark whose words are those of its files, all stages together: no word of a test set is unknown.
 
     A subclass gives the sizes, which are so known without a file, and `pairs_of`. The words are collected when they
-    are first needed and must then be as many.
+    are first needed and must then be as many; with `spare`, ids may be left over, whose words are "<spare 1>", ...
 
     Attributes:
         vocabulary: The word of every id of a source; reads the files.
         outputs: The word of every id of a target; reads the files.
         sizes: Number of source words and of target words in the files.
+        spare: Whether `sizes` are upper bounds, because the exact numbers are not known without the files.
     """
 
     sizes: tuple[int, int]
+    spare: bool = False
     _words: WordsOfFiles | None = None
 
     @property
@@ -214,13 +216,17 @@ class FilePairDataModule(SequencePairDataModule):
                 for source, target, _ in self.pairs_of(stage):
                     sources.update(source)
                     targets.update(target)
-            if (len(sources), len(targets)) != self.sizes:
-                raise ValueError(
-                    f"The files of {self} have {len(sources)} source words and {len(targets)} target words, expected "
-                    f"{self.sizes[0]} and {self.sizes[1]}; they are not the published ones, fetch them again."
-                )
-            self._words = WordsOfFiles((*SPECIAL, *sorted(sources)), (*SPECIAL, *sorted(targets)))
+            self._words = WordsOfFiles(self._filled(sources, self.sizes[0]), self._filled(targets, self.sizes[1]))
         return self._words
+
+    def _filled(self, words: set[str], size: int) -> tuple[str, ...]:
+        left = size - len(words)
+        if left < 0 or (left and not self.spare):
+            raise ValueError(
+                f"The files of {self} have {len(words)} words where {'at most ' if self.spare else ''}{size} are "
+                "expected; they are not the published ones, fetch them again."
+            )
+        return (*SPECIAL, *sorted(words), *(f"<spare {number}>" for number in range(1, left + 1)))
 
     def dataset_of(self, stage: str) -> PairDataset:
         """Read the pairs of a stage."""

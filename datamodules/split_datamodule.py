@@ -277,7 +277,10 @@ class SplitDataModule(LightningDataModule):
 
     @property
     def note(self) -> str:
-        """What must stand beside every result on these data, such as that the training set is not the published one."""
+        """Why results are not comparable with published ones, such as a generated training set; "" where they are.
+
+        It stands beside the data's name in the record of a run, and a note gives no verdict.
+        """
         return ""
 
     def examples(self, stage: str) -> Sequence[Example]:

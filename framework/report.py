@@ -191,8 +191,8 @@ def sweeps(runs: Sequence[RunResults]) -> Table:
 def verdict(published: dict, errors: Sequence[float], runs: Sequence[RunResults]) -> str:
     """Compare measured errors (percent) with a published one, or say why they cannot be compared.
 
-    The mark is the published mean plus two published standard deviations. Fewer steps than published, a recalled number
-    or groups left out give no verdict.
+    The mark is the published mean plus two published standard deviations. Fewer steps than published, a recalled
+    number, groups left out or a note on the data give no verdict.
     """
     budgets = [run.budget for run in runs]
     smallest = min((budget for budget in budgets if budget is not None), default=None)
@@ -200,6 +200,7 @@ def verdict(published: dict, errors: Sequence[float], runs: Sequence[RunResults]
     against = ["published steps unknown"] if smallest is None else []
     against += [f"{fraction(smallest)} of the published steps"] if smallest is not None and smallest < 1 else []
     against += [f"without {', '.join(left_out)}"] if left_out else []
+    against += sorted({run.note for run in runs if run.note})
     against += [] if published.get("verified") else ["published number recalled"]
     if against:
         return f"none: {', '.join(against)}"

@@ -198,7 +198,7 @@ class RunRecord(L.Callback):
             record, file = self._record(trainer, pl_module), Path(trainer.default_root_dir, "metrics.json")
             finished = read_json(file)
             if finished.get("steps", -1) >= record["steps"]:
-                record = finished | {key: record[key] for key in ("data", "stages", "incomplete")}
+                record = finished | {key: record[key] for key in ("data", "stages", "incomplete", "note")}
             partial = file.with_name(f"{file.name}.part")
             partial.write_text(json.dumps(record, indent=1) + "\n")
             partial.replace(file)
@@ -221,6 +221,7 @@ class RunRecord(L.Callback):
             "stages": stages,
             "setting": self.setting,
             "incomplete": list(getattr(data, "incomplete", ())),
+            "note": note,
             "over": getattr(data, "mean_over", "groups"),
             "probes": probe_values(Path(trainer.default_root_dir)),
             "command": self.command,

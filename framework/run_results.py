@@ -92,6 +92,11 @@ class RunResults:
         return [str(name) for name in named] if isinstance(named, list) else []
 
     @property
+    def note(self) -> str:
+        """Why results on these data are not comparable with published ones, such as a generated training set."""
+        return str(self.metrics.get("note") or "")
+
+    @property
     def stages(self) -> dict[str, dict[str, Any]]:
         """Test set to its result: ``ood``, ``sequence_accuracy`` and ``groups``; in-distribution sets first."""
         stages = self.metrics.get("stages", {})

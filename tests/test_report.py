@@ -210,16 +210,17 @@ def test_published_numbers_get_no_verdict_below_the_published_steps(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("error", "incomplete", "expected"),
+    ("error", "incomplete", "note", "expected"),
     [
-        (0.02, [], "reproduced"),
-        (0.03, [], "not reproduced"),
-        (0.02, ["qa3"], "none: without qa3"),
+        (0.02, [], "", "reproduced"),
+        (0.03, [], "", "not reproduced"),
+        (0.02, ["qa3"], "", "none: without qa3"),
+        (0.02, [], "generated training set", "none: generated training set"),
     ],
 )
-def test_verdict_at_the_full_budget(tmp_path, error, incomplete, expected):
+def test_verdict_at_the_full_budget(tmp_path, error, incomplete, note, expected):
     stages = {name: stage(dict.fromkeys(GROUPS, 1 - error), ood=name == "sys") for name in ("test", "sys")}
-    rows = published(tmp_path / "run", budget=1.0, incomplete=incomplete, stages=stages)
+    rows = published(tmp_path / "run", budget=1.0, incomplete=incomplete, note=note, stages=stages)
     assert rows["test"]["verdict"] == expected
     assert rows["test"]["measured"] == f"{100 * error:.2f} (n = 1)"
     assert rows["sys"]["verdict"].endswith("published number recalled")  # never a pass mark

@@ -7,7 +7,16 @@ import tarfile
 
 import pytest
 
-from algornn.datamodules.files import cache_dir, download, find, read_text, search_dirs, unpack
+from algornn.datamodules.files import (
+    cache_dir,
+    check_sha256,
+    download,
+    find,
+    obtain,
+    read_text,
+    search_dirs,
+    unpack,
+)
 
 
 def put(path, text="x"):
@@ -106,3 +115,32 @@ def test_unpack_takes_the_inner_folder_and_nothing_outside(tmp_path):
     unpack(archive, "top", tmp_path / "out" / "deep")
     files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*.txt")]
     assert [str(path) for path in files] == ["out/deep/en/a.txt"]
+
+
+def test_obtain_finds_a_file_or_downloads_it_once(nowhere):
+    source = put(nowhere / "source.txt", "content")
+    digest = hashlib.sha256(b"content").hexdigest()
+    path = obtain("babi", "a/b.txt", source.as_uri(), digest)
+    assert path == cache_dir("babi") / "a" / "b.txt"
+    source.unlink()
+    assert obtain("babi", "a/b.txt", source.as_uri(), digest) == path
+    own = put(nowhere / "own" / "a" / "b.txt", "my own")
+    assert obtain("babi", "a/b.txt", source.as_uri(), digest, nowhere / "own") == own
+
+
+def test_obtain_says_where_it_looked(nowhere):
+    with pytest.raises(
+        FileNotFoundError, match=r"b\.txt \(or b\.txt\.gz\) is in none of .*; nothing was kept\. Put it"
+    ):
+        obtain("babi", "b.txt", (nowhere / "source.txt").as_uri(), "0" * 64)
+    source = put(nowhere / "source.txt")
+    with pytest.raises(
+        ValueError, match=r"b\.txt \(or b\.txt\.gz\) is in none of .* gave sha256 .* Put it into one of"
+    ):
+        obtain("babi", "b.txt", source.as_uri(), "0" * 64)
+
+
+def test_another_content_is_named(nowhere):
+    check_sha256(nowhere / "b.txt", "content", hashlib.sha256(b"content").hexdigest())
+    with pytest.raises(ValueError, match=r"b\.txt is not the published file: expected sha256 0000.*, found ed7002"):
+        check_sha256(nowhere / "b.txt", "content", "0" * 64)

@@ -14,6 +14,7 @@ class Data:
 
 def record(folder, data):
     trainer = SimpleNamespace(is_global_zero=True, datamodule=data, global_step=3, default_root_dir=folder)
+    trainer.checkpoint_callback = None
     RunRecord(Recipe(), seed=0, command="").on_test_end(trainer, torch.nn.Linear(1, 1))
     return json.loads((folder / "metrics.json").read_text())
 
@@ -22,5 +23,6 @@ def test_the_note_of_the_data_stands_beside_their_name(tmp_path):
     data = Data()
     assert record(tmp_path, data)["data"] == "Data pcfgset"
     data.note = "generated training set"
-    assert record(tmp_path, data)["data"] == "Data pcfgset (generated training set)"
+    noted = record(tmp_path, data)
+    assert (noted["data"], noted["note"]) == ("Data pcfgset (generated training set)", "generated training set")
     assert record(tmp_path, SimpleNamespace())["data"] == "SimpleNamespace"
