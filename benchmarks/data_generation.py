@@ -14,11 +14,22 @@ from pathlib import Path
 
 from measure import write_results
 
-from algornn.datamodules import CompositionalTableLookup, CTLPlusPlus, ListOps, SimpleArithmetic, SplitDataModule
+from algornn.datamodules import (
+    AddMul,
+    CompositionalTableLookup,
+    CTLPlusPlus,
+    DoubleAddition,
+    ListOps,
+    SimpleArithmetic,
+    SplitDataModule,
+)
 
 ROWS: list[tuple[str, Callable[[], SplitDataModule]]] = [
     ("CompositionalTableLookup forward", lambda: CompositionalTableLookup("forward")),
     ("CompositionalTableLookup backward", lambda: CompositionalTableLookup("backward")),
+    ("AddMul", AddMul),
+    ("AddMul held_out", lambda: AddMul(held_out=0.1)),
+    ("DoubleAddition", DoubleAddition),
     ("CTLPlusPlus alternate", lambda: CTLPlusPlus("alternate")),
     ("CTLPlusPlus parallel_branch", lambda: CTLPlusPlus("parallel_branch")),
     ("CTLPlusPlus 2stage", lambda: CTLPlusPlus("parallel_branch_2stage", overlap=8, symbol_overlap=4)),

@@ -6,6 +6,7 @@ from algornn.datamodules.catbabi import CatBAbI
 from algornn.datamodules.code_execution import CodeExecution
 from algornn.datamodules.compositional_table_lookup import CompositionalTableLookup
 from algornn.datamodules.ctl_plus_plus import CTLPlusPlus
+from algornn.datamodules.digit_arithmetic import AddMul, DigitBatch, DigitDataModule, DoubleAddition
 from algornn.datamodules.key_value import KeyValueBatch, KeyValueCapacity
 from algornn.datamodules.labelled_sequences import LabelledBatch, LabelledSequenceDataModule
 from algornn.datamodules.listops import ListOps
@@ -22,12 +23,16 @@ from algornn.datamodules.tokens import TokenBatch, TokenDataModule
 
 __all__ = [
     "SAR",
+    "AddMul",
     "AssociativeRetrieval",
     "BAbI",
     "CTLPlusPlus",
     "CatBAbI",
     "CodeExecution",
     "CompositionalTableLookup",
+    "DigitBatch",
+    "DigitDataModule",
+    "DoubleAddition",
     "Example",
     "KeyValueBatch",
     "KeyValueCapacity",
