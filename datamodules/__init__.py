@@ -4,14 +4,17 @@ from algornn.datamodules.associative_retrieval import AssociativeRetrieval
 from algornn.datamodules.babi import BAbI
 from algornn.datamodules.catbabi import CatBAbI
 from algornn.datamodules.code_execution import CodeExecution
+from algornn.datamodules.cogs import COGS
 from algornn.datamodules.compositional_table_lookup import CompositionalTableLookup
 from algornn.datamodules.ctl_plus_plus import CTLPlusPlus
 from algornn.datamodules.digit_arithmetic import AddMul, DigitBatch, DigitDataModule, DoubleAddition
 from algornn.datamodules.key_value import KeyValueBatch, KeyValueCapacity
 from algornn.datamodules.labelled_sequences import LabelledBatch, LabelledSequenceDataModule
 from algornn.datamodules.listops import ListOps
+from algornn.datamodules.pcfg_set import PCFGSet
 from algornn.datamodules.sar import SAR
-from algornn.datamodules.sequence_pairs import PairBatch, SequencePairDataModule
+from algornn.datamodules.scan import SCAN
+from algornn.datamodules.sequence_pairs import FilePairDataModule, PairBatch, SequencePairDataModule
 from algornn.datamodules.sequential_listops import SequentialListOps
 from algornn.datamodules.simple_arithmetic import SimpleArithmetic
 from algornn.datamodules.split_datamodule import Example, SplitDataModule
@@ -22,7 +25,9 @@ from algornn.datamodules.text_file import TextFile
 from algornn.datamodules.tokens import TokenBatch, TokenDataModule
 
 __all__ = [
+    "COGS",
     "SAR",
+    "SCAN",
     "AddMul",
     "AssociativeRetrieval",
     "BAbI",
@@ -34,11 +39,13 @@ __all__ = [
     "DigitDataModule",
     "DoubleAddition",
     "Example",
+    "FilePairDataModule",
     "KeyValueBatch",
     "KeyValueCapacity",
     "LabelledBatch",
     "LabelledSequenceDataModule",
     "ListOps",
+    "PCFGSet",
     "PairBatch",
     "SequencePairDataModule",
     "SequentialListOps",

@@ -124,6 +124,7 @@ class BAbI(StoryDataModule):
     """
 
     benchmark = "babi"
+    mean_over = "groups"
     splits = ("en-valid", "en-valid-10k")
     further = ("sys",)
     ood = ("sys",)

@@ -102,6 +102,42 @@ def download(urls: Sequence[str], sha256: str, target: Path) -> Path:
     raise kind(f"{target.name} with sha256 {sha256} could not be downloaded: {'; '.join(failures)}; nothing was kept.")
 
 
+def obtain(benchmark: str, name: str, url: str, sha256: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
+    """The file `name` of a benchmark: the first that is found, or else downloaded to the user cache.
+
+    Args:
+        benchmark: Name of the benchmark's folder, lower case ("scan").
+        name: The file's path inside that folder.
+        url: Where the plain file is.
+        sha256: Hexadecimal digest of the plain file.
+        data_dir: The benchmark's folder, or the folder that holds it.
+
+    Raises:
+        FileNotFoundError: It is nowhere and no server answered; the message says where it was looked for.
+        ValueError: It is nowhere and the server's file had another digest.
+    """
+    folders = search_dirs(benchmark, data_dir)
+    if path := find(folders, name):
+        return path
+    try:
+        return download([url], sha256, cache_dir(benchmark) / name)
+    except (FileNotFoundError, ValueError) as error:
+        looked = ", ".join(map(str, folders))
+        raise type(error)(
+            f"{name} (or {name}.gz) is in none of {looked}, and {error} "
+            "Put it into one of these folders or set data_dir to the folder that holds it."
+        ) from error
+
+
+def check_sha256(path: Path, text: str, sha256: str) -> None:
+    """Raise a ValueError unless `text`, the content of `path`, has the expected sha256."""
+    found = hashlib.sha256(text.encode("utf-8")).hexdigest()
+    if found != sha256:
+        raise ValueError(
+            f"{path} is not the published file: expected sha256 {sha256}, found {found}; delete it and fetch it again."
+        )
+
+
 def _stream(url: str, target: Path) -> str:
     """Write the bytes of `url` to `target`; return their sha256."""
     digest = hashlib.sha256()

@@ -153,3 +153,76 @@ class SequencePairDataModule(SplitDataModule):
     def collate(items: list[PairItem]) -> PairBatch:
         """Pad sources and targets to the longest one."""
         return collate_pairs(items)
+
+
+class WordsOfFiles(NamedTuple):
+    """The words of all files of a benchmark, each once and in alphabetical order, after `SPECIAL`."""
+
+    vocabulary: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+class FilePairDataModule(SequencePairDataModule):
+    """A benchmark whose words are those of its files, all stages together: no word of a test set is unknown.
+
+    A subclass gives the sizes, which are so known without a file, and `pairs_of`. The words are collected when they
+    are first needed and must then be as many.
+
+    Attributes:
+        vocabulary: The word of every id of a source; reads the files.
+        outputs: The word of every id of a target; reads the files.
+        sizes: Number of source words and of target words in the files.
+    """
+
+    sizes: tuple[int, int]
+    _words: WordsOfFiles | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids of a source, "<pad>" and "<eos>" included."""
+        return len(SPECIAL) + self.sizes[0]
+
+    @property
+    def output_size(self) -> int:
+        """Number of ids of a target, "<pad>" and "<eos>" included."""
+        return len(SPECIAL) + self.sizes[1]
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The word of every id of a source."""
+        return self.words().vocabulary
+
+    @property
+    def outputs(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The word of every id of a target."""
+        return self.words().outputs
+
+    def pairs_of(self, stage: str) -> Iterable[tuple[Sequence[str], Sequence[str], int]]:
+        """Read the words of source and target and the group's index of all pairs of a stage."""
+        raise NotImplementedError
+
+    def words(self) -> WordsOfFiles:
+        """Collect the words of all stages.
+
+        Raises:
+            ValueError: There are not as many as the published files have.
+        """
+        if self._words is None:
+            sources: set[str] = set()
+            targets: set[str] = set()
+            for stage in self.stages:
+                for source, target, _ in self.pairs_of(stage):
+                    sources.update(source)
+                    targets.update(target)
+            if (len(sources), len(targets)) != self.sizes:
+                raise ValueError(
+                    f"The files of {self} have {len(sources)} source words and {len(targets)} target words, expected "
+                    f"{self.sizes[0]} and {self.sizes[1]}; they are not the published ones, fetch them again."
+                )
+            self._words = WordsOfFiles((*SPECIAL, *sorted(sources)), (*SPECIAL, *sorted(targets)))
+        return self._words
+
+    def dataset_of(self, stage: str) -> PairDataset:
+        """Read the pairs of a stage."""
+        words = self.words()
+        return PairDataset(words.vocabulary, words.outputs, self.groups, self.pairs_of(stage))

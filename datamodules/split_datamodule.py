@@ -252,6 +252,7 @@ class SplitDataModule(LightningDataModule):
 
     benchmark: ClassVar[str]
     splits: ClassVar[tuple[str, ...]]
+    mean_over: ClassVar[str] = "examples"  # what the benchmark's publications average: "examples" or "groups"
     further: tuple[str, ...] = ()
     further_val: tuple[str, ...] = ()
     ood: tuple[str, ...] = ()
@@ -271,8 +272,13 @@ class SplitDataModule(LightningDataModule):
         self._datasets: dict[str, GroupedDataset] = {}
 
     def __str__(self) -> str:
-        """Its name and split; Lightning's own would open every loader."""
-        return f"{type(self).__name__}({self.split})"
+        """Its name, split and note; Lightning's own would open every loader."""
+        return f"{type(self).__name__}({self.split})" + (f" ({self.note})" if self.note else "")
+
+    @property
+    def note(self) -> str:
+        """What must stand beside every result on these data, such as that the training set is not the published one."""
+        return ""
 
     def examples(self, stage: str) -> Sequence[Example]:
         """All examples of a stage, in their own order, made when they are looked at."""

@@ -282,6 +282,7 @@ class StoryWorld(StoryDataModule):
     """
 
     benchmark = "story_world"
+    mean_over = "groups"
     splits = ("systematic", "pairs", "names", "longer")
     groups = tuple(_SHARES)
     vocabulary = (PAD, *_WORDS)

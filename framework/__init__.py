@@ -4,7 +4,15 @@ Models and learners are exported here, each exactly once; probes, data and opera
 of their own: `algornn.probes`, `algornn.datamodules` and `algornn.triton_kernels`.
 """
 
-from algornn.learners import KeyValueRetrieval, LanguageModeling, QuestionAnswering, TFNadam, TokenTagging
+from algornn.learners import (
+    KeyValueRetrieval,
+    LanguageModeling,
+    QuestionAnswering,
+    SequenceClassification,
+    SequenceToSequence,
+    TFNadam,
+    TokenTagging,
+)
 from algornn.memory import (
     DPFP,
     FAVOR,
@@ -24,13 +32,17 @@ from algornn.memory import (
     TensorProductMemory,
 )
 from algornn.models import (
+    GRU,
     LSTM,
     TPRRNN,
+    BidirectionalLSTM,
     DecomposedFastWeightMemory,
     FastWeightBlocks,
     KeyValueRetriever,
     LSTMReader,
     MemoryAugmentedLSTM,
+    Seq2Seq,
+    SequenceClassifier,
     TokenNetwork,
 )
 from algornn.run import load
@@ -40,8 +52,10 @@ __version__ = "0.1.0"
 __all__ = [
     "DPFP",
     "FAVOR",
+    "GRU",
     "LSTM",
     "TPRRNN",
+    "BidirectionalLSTM",
     "DecomposedFastWeightMemory",
     "DeltaDelta",
     "DeltaLSTM",
@@ -62,6 +76,10 @@ __all__ = [
     "QuestionAnswering",
     "RecurrentDeltaNet",
     "SelfReferentialMatrix",
+    "Seq2Seq",
+    "SequenceClassification",
+    "SequenceClassifier",
+    "SequenceToSequence",
     "SoftmaxFeatures",
     "TFNadam",
     "TensorProductMemory",

@@ -137,7 +137,8 @@ class AlgornnCLI(LightningCLI):
         checkpoints = Path(config.checkpoint.dirpath or run / "checkpoints")
         config.checkpoint.dirpath = str(checkpoints)
         if self.subcommand != "fit" and config.ckpt_path is None:
-            config.ckpt_path = "best" if (checkpoints / "best.ckpt").is_file() else "last"
+            chosen = config.checkpoint.monitor is not None and (checkpoints / "best.ckpt").is_file()
+            config.ckpt_path = "best" if chosen else "last"
         if config.ckpt_path in ("last", "best"):
             config.ckpt_path = str(checkpoints / f"{config.ckpt_path}.ckpt")
         _check_run_folder(run, checkpoints, str(self.subcommand), config.ckpt_path)
@@ -199,12 +200,12 @@ class AlgornnCLI(LightningCLI):
         return int(checkpoint["global_step"])
 
     def after_fit(self) -> None:
-        """Test the best checkpoint, unless told not to, and print the table."""
+        """Test the best checkpoint, or the last weights where none is chosen, unless told not to; print the table."""
         config = self.config[self.subcommand]
         trainer: Any = self.trainer
         if not config.test_after_fit or self.datamodule is None or trainer.fast_dev_run or trainer.interrupted:
             return
-        best = trainer.checkpoint_callback.best_model_path
+        best = trainer.checkpoint_callback.best_model_path if config.checkpoint.monitor else None
         trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
         self.after_test()
 

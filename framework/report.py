@@ -100,8 +100,9 @@ def results(runs: Sequence[RunResults], errors: bool = True) -> Table:
 
 def how_measured(runs: Sequence[RunResults]) -> str:
     """Say over what the accuracies are means, and what was left out of them."""
-    grouped = any(len(run.groups(stage)) > 1 for run in runs for stage in run.stages)
-    sentences = ["Accuracy is the mean over groups."] if grouped else []
+    grouped = [run for run in runs if any(len(run.groups(stage)) > 1 for stage in run.stages)]
+    meant = sorted({run.over for run in grouped}, reverse=True)
+    sentences = [f"Accuracy is the mean over {' or '.join(meant)}."] if meant else []
     for run in runs:
         if run.incomplete:
             names = ", ".join(run.incomplete)
@@ -233,7 +234,7 @@ def measurements(runs: Sequence[RunResults]) -> str:
         head = [run.label, run.model, run.data, run.seed, run.metrics.get("parameters"), run.steps, run.budget]
         for stage, result in run.stages.items():
             ood = bool(result.get("ood"))
-            writer.writerow([*head, stage, ood, "", "mean accuracy over groups", run.accuracy(stage)])
+            writer.writerow([*head, stage, ood, "", "mean accuracy over groups", run.accuracy(stage, "groups")])
             writer.writerow([*head, stage, ood, "", "accuracy over examples", result["sequence_accuracy"]])
             writer.writerows([*head, stage, ood, name, "accuracy", a] for name, a in run.groups(stage).items())
         for probe, scalars in run.last_scalars().items():

@@ -205,7 +205,7 @@ class RunRecord(L.Callback):
 
     def _record(self, trainer: L.Trainer, learner: L.LightningModule) -> dict[str, Any]:
         data, steps = getattr(trainer, "datamodule", None), max(trainer.global_step, self.steps)
-        ood = set(getattr(data, "ood", ()))
+        ood, note = set(getattr(data, "ood", ())), getattr(data, "note", "")
         stages = {name: {"ood": name in ood} | result for name, result in getattr(learner, "results", {}).items()}
         budget = steps / self.recipe.published_steps if self.recipe.published_steps else None
         return {
@@ -213,13 +213,15 @@ class RunRecord(L.Callback):
             "seed": self.seed,
             "model": type(getattr(learner, "model", learner)).__name__,
             "parameters": sum(p.numel() for p in learner.parameters() if p.requires_grad),
-            "data": f"{type(data).__name__} {getattr(data, 'split', '')}".strip(),
+            "data": f"{type(data).__name__} {getattr(data, 'split', '')}".strip() + (f" ({note})" if note else ""),
             "steps": steps,
             "budget": budget,
+            "selection": getattr(trainer.checkpoint_callback, "monitor", None) or "last step",
             "wall_seconds": round(self.seconds, 1),
             "stages": stages,
             "setting": self.setting,
             "incomplete": list(getattr(data, "incomplete", ())),
+            "over": getattr(data, "mean_over", "groups"),
             "probes": probe_values(Path(trainer.default_root_dir)),
             "command": self.command,
         } | provenance()

@@ -143,12 +143,17 @@ class RunResults:
         )
         return {name: accuracy for name in sorted(found, key=natural) if (accuracy := found[name]) is not None}
 
-    def accuracy(self, stage: str, over: str = "groups") -> float | None:
+    @property
+    def over(self) -> str:
+        """What the benchmark's accuracy is a mean over: ``groups`` or ``examples``."""
+        return str(self.metrics.get("over") or "groups")
+
+    def accuracy(self, stage: str, over: str = "") -> float | None:
         """Return the mean accuracy over the groups of a test set without the incomplete ones, or that of its examples.
 
-        The mean over groups is what most papers on these benchmarks publish; a set without groups has only its
-        examples.
+        Which of the two, `over` says, else the benchmark; a set without groups has only its examples.
         """
+        over = over or self.over
         if over == "examples":
             return _number(self.stages.get(stage, {}).get("sequence_accuracy"))
         groups = [accuracy for name, accuracy in self.groups(stage).items() if name not in self.incomplete]

@@ -6,6 +6,8 @@ from algornn.learners.language_modeling import LanguageModeling, StreamScores
 from algornn.learners.learner import Learner
 from algornn.learners.nadam import TFNadam
 from algornn.learners.question_answering import QuestionAnswering
+from algornn.learners.sequence_classification import SequenceClassification
+from algornn.learners.sequence_to_sequence import SequenceToSequence
 from algornn.learners.token_tagging import TokenTagging
 
 __all__ = [
@@ -14,6 +16,8 @@ __all__ = [
     "LanguageModeling",
     "Learner",
     "QuestionAnswering",
+    "SequenceClassification",
+    "SequenceToSequence",
     "StreamScores",
     "TFNadam",
     "TokenTagging",

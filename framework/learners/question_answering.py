@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from algornn.learners.learner import Learner, Scored
+from algornn.learners.length_groups import by_length, check_length_groups
 from algornn.learners.nadam import TFNadam
+
+_TRIMS = {"mask": ("story",)}
 
 
 class QuestionAnswering(Learner):
@@ -40,9 +43,7 @@ class QuestionAnswering(Learner):
         reconstruction: float = 0.0,
     ) -> None:
         super().__init__(model, optimizer, warmup_steps, warmup_factor, cooldown)
-        if abs(sum(length_groups) - 1) > 1e-6 or min(length_groups) <= 0:
-            raise ValueError(f"`length_groups` must be positive shares that sum to 1, got {length_groups}.")
-        self.length_groups, self.reconstruction = tuple(length_groups), reconstruction
+        self.length_groups, self.reconstruction = check_length_groups(length_groups), reconstruction
         if reconstruction and not hasattr(model, "reconstruction_loss"):
             raise ValueError(
                 f"`reconstruction` needs a model with reconstruction_loss, {type(model).__name__} has none."
@@ -54,7 +55,7 @@ class QuestionAnswering(Learner):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of a batch, computed by groups of similar story length."""
-        parts = list(_by_length(batch, self.length_groups))
+        parts = list(by_length(batch, self.length_groups, _TRIMS))
         losses = [self._objective(part) * len(part.answer) for part in parts]
         loss = torch.stack(losses).sum() / len(batch.answer)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
@@ -69,7 +70,7 @@ class QuestionAnswering(Learner):
 
     def scored(self, batch: Any) -> Iterator[Scored]:
         """Yield the scores of a batch by groups of similar story length."""
-        for part in _by_length(batch, self.length_groups):
+        for part in by_length(batch, self.length_groups, _TRIMS):
             logits = self(part.story, part.query, part.mask)
             loss = F.cross_entropy(logits, part.answer, reduction="none")
             yield part.id, logits.argmax(1) == part.answer, torch.ones_like(part.id), loss, part.group
@@ -77,19 +78,3 @@ class QuestionAnswering(Learner):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return the answers' ids ``[B]``."""
         return self(batch.story, batch.query, batch.mask).argmax(1)
-
-
-def _by_length(batch: Any, shares: tuple[float, ...]) -> list[Any]:
-    """Split a batch into parts of similar story length, each trimmed to its longest story."""
-    if len(shares) == 1:
-        return [batch]
-    length = batch.mask.sum(1)
-    order = length.argsort(stable=True)
-    cuts = torch.tensor(shares[:-1]).cumsum(0).mul(len(order)).round().long()
-    parts = []
-    for rows in order.tensor_split(cuts):
-        if len(rows):
-            part = type(batch)(*(field[rows] for field in batch))
-            longest = int(length[rows].max())
-            parts.append(part._replace(story=part.story[:, :longest], mask=part.mask[:, :longest]))
-    return parts

@@ -198,11 +198,6 @@ def _mapped_together(feature_map: nn.Module, both: Tensor) -> tuple[Tensor, Tens
     return q, k
 
 
-def delta_state(k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
-    """What one head's delta rule leaves: k ``[B, T, K]``, v ``[B, T, V]``, beta ``[B, T]`` to a state ``[B, K, V]``."""
-    return delta_rule(k[:, :, None], k[:, :, None], v[:, :, None], beta[..., None])[1][:, 0]
-
-
 def sum_normalized(features: Tensor) -> Tensor:
     """Divide non-negative features by their sum, so that a key reads a weighted mean of what is stored."""
     return features / (features.sum(-1, keepdim=True) + _EPSILON)

@@ -1,18 +1,25 @@
 """Whole networks: story readers, token networks, and their baselines."""
 
 from algornn.models.key_value import KeyValueRetriever
-from algornn.models.lstm import LSTM, DecomposedFastWeightMemory, MemoryAugmentedLSTM
+from algornn.models.memory_augmented import DecomposedFastWeightMemory, MemoryAugmentedLSTM
+from algornn.models.recurrent import GRU, LSTM, BidirectionalLSTM
+from algornn.models.seq2seq import Seq2Seq
+from algornn.models.sequence_classifier import SequenceClassifier
 from algornn.models.story_readers import TPRRNN, LSTMReader, SentenceEncoder
 from algornn.models.token_networks import FastWeightBlocks, TokenNetwork
 
 __all__ = [
+    "GRU",
     "LSTM",
     "TPRRNN",
+    "BidirectionalLSTM",
     "DecomposedFastWeightMemory",
     "FastWeightBlocks",
     "KeyValueRetriever",
     "LSTMReader",
     "MemoryAugmentedLSTM",
     "SentenceEncoder",
+    "Seq2Seq",
+    "SequenceClassifier",
     "TokenNetwork",
 ]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from algornn.memory import EluPlusOne
-from algornn.memory.linear_transformer import delta_state, sum_normalized
+from algornn.memory.linear_transformer import sum_normalized
 
 RULES = ("sum", "delta", "softmax")
 
@@ -72,8 +72,8 @@ class KeyValueRetriever(nn.Module):
             The vectors read, ``[B, Q, num_values]``; a perfect memory gives the one-hot vector of the value.
         """
         v = F.one_hot(values, self.num_values).to(self.embedding.weight.dtype)
-        pairs = torch.cat([v, self.embedding(keys)], -1)
-        k, q = self.key(pairs), self.query(self.embedding(query))
+        k = self._of_pairs(self.key, keys, values)
+        q = F.embedding(query, self.query(self.embedding.weight))
         if self.rule == "softmax":
             return F.scaled_dot_product_attention(q, k, v)
         # In one call: a random map draws its rows once per call.
@@ -81,5 +81,24 @@ class KeyValueRetriever(nn.Module):
         if self.rule == "sum":
             scores = q @ k.mT
             return scores @ v / (scores.sum(-1, keepdim=True) + 1e-6)
-        beta = self.rate(pairs).sigmoid()  # type: ignore[misc]  # there is one for this rule
-        return sum_normalized(q) @ delta_state(sum_normalized(k), v, beta[..., 0])
+        beta = self._of_pairs(self.rate, keys, values).sigmoid()  # type: ignore[arg-type]  # this rule has one
+        return _delta_read(sum_normalized(q), sum_normalized(k), v, beta)
+
+    def _of_pairs(self, layer: nn.Linear, keys: Tensor, values: Tensor) -> Tensor:
+        """Apply a layer to [one-hot value; key embedding], from tables over all values and all keys."""
+        of_value, of_key = layer.weight.split([self.num_values, self.embedding.embedding_dim], 1)
+        of_keys = F.linear(self.embedding.weight, of_key, layer.bias)
+        return F.embedding(values, of_value.mT) + F.embedding(keys, of_keys)
+
+
+def _delta_read(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
+    r"""Read ``[B, Q, V]`` after all pairs are written, without the state.
+
+    .. math::
+        \hat y = q K^\top A^{-1} \mathrm{diag}(\beta) V, \quad A = I + \mathrm{tril}(\mathrm{diag}(\beta) K K^\top, -1)
+
+    with `beta` ``[B, L, 1]``. The system is solved for the queries, which are few, and not for the values.
+    """
+    gram = k @ (beta * k).mT  # its strict upper half is that of A's transpose; the solver looks at no more
+    weights = torch.linalg.solve_triangular(gram, k @ q.mT, upper=True, unitriangular=True)
+    return weights.mT @ (beta * v)

@@ -110,7 +110,7 @@ class TokenNetwork(nn.Module):
         self.embedding = nn.Embedding(vocab_size, embedding_size)
         self.layer = layer(ids_per_token * embedding_size)
         self.dropout = nn.Dropout(dropout)
-        width = _output_width(self.layer, ids_per_token * embedding_size)
+        width = output_width(self.layer, ids_per_token * embedding_size)
         self.readout = nn.Sequential(nn.Linear(width, readout_size), nn.ReLU()) if readout_size else nn.Identity()
         self.output = nn.Linear(readout_size or width, output_size, output_bias)
         if not output_bias:
@@ -151,7 +151,7 @@ def check_factory(name: str, made_by: object) -> None:
         )
 
 
-def _output_width(layer: nn.Module, input_size: int) -> int:
+def output_width(layer: nn.Module, input_size: int) -> int:
     """The width of what a layer gives, found by a run on one token that leaves no trace."""
     mode = layer.training
     with torch.no_grad():

@@ -249,8 +249,9 @@ def test_list_names_every_model_probe_split_and_recipe(capsys):
 
 @pytest.mark.parametrize("name", recipes.names())
 def test_every_recipe_trains_a_step(name, tmp_path, monkeypatch, capsys):
-    if "babi" in name:
-        monkeypatch.setenv("ALGORNN_DATA", str(babi_folder()))
+    with_files = {"babi": "babi", "scan_simple": "scan", "cogs": "cogs", "pcfg": "pcfgset"}
+    for benchmark in (with_files[part] for part in with_files if part in name):
+        monkeypatch.setenv("ALGORNN_DATA", str(data_folder(benchmark)))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("the cat sat on the mat and the dog lay by the fire\n" * 900)
     small = ["--trainer.fast_dev_run", "1", "--trainer.accelerator", "cpu", "--data.init_args.batch_size", "2"]
@@ -258,10 +259,10 @@ def test_every_recipe_trains_a_step(name, tmp_path, monkeypatch, capsys):
     assert recipes.about(name).endswith(".")
 
 
-def babi_folder() -> Path:
+def data_folder(benchmark: str) -> Path:
     import os
 
     folder = Path(os.environ.get("ALGORNN_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
-    if not (folder / "babi").is_dir():
-        pytest.skip(f"no bAbI files at {folder / 'babi'}: set ALGORNN_DATA to the folder that holds babi/")
+    if not (folder / benchmark).is_dir():
+        pytest.skip(f"no files at {folder / benchmark}: set ALGORNN_DATA to the folder that holds {benchmark}/")
     return folder

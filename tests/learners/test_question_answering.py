@@ -13,7 +13,7 @@ from torch import nn
 from algornn import TPRRNN, LSTMReader, QuestionAnswering, TFNadam
 from algornn.datamodules import StoryWorld
 from algornn.learners import ExampleScores
-from algornn.learners.question_answering import _by_length
+from algornn.learners.length_groups import by_length
 
 SIZES = {"entity_size": 12, "role_size": 6, "hidden_size": 12}
 
@@ -79,7 +79,7 @@ def test_length_groups_give_the_gradient_of_the_whole_batch(world, monkeypatch, 
 
 def test_groups_go_from_short_to_long_and_are_trimmed(world):
     batch = first_batch(world, 32)
-    parts = _by_length(batch, (0.75, 0.25))
+    parts = by_length(batch, (0.75, 0.25), {"mask": ("story",)})
     assert [len(part.answer) for part in parts] == [24, 8]
     assert sorted(torch.cat([part.id for part in parts]).tolist()) == sorted(batch.id.tolist())
     lengths = [part.mask.sum(1) for part in parts]

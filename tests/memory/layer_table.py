@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 from algornn import (
     DPFP,
     FAVOR,
+    GRU,
     LSTM,
     DecomposedFastWeightMemory,
     DeltaDelta,
@@ -67,6 +68,7 @@ LAYERS: dict[str, Callable[[int], nn.Module]] = {
     "gated_fast_weights": partial(GatedFastWeights, hidden_size=4, slow_size=3),
     "tensor_product": partial(TensorProductMemory, entity_size=4, role_size=2, hidden_size=3),
     "lstm": partial(LSTM, hidden_size=3, layers=2),
+    "gru": partial(GRU, hidden_size=3, layers=2),
     "lstm_forget_bias": partial(LSTM, hidden_size=3, forget_bias=1.0),
     "memory_augmented_lstm": partial(
         MemoryAugmentedLSTM, hidden_size=5, memory=partial(FastWeightMemory, entity_size=4, role_size=2)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 import algornn.memory
-from algornn import LSTM, DecomposedFastWeightMemory, FastWeightBlocks, MemoryAugmentedLSTM
+from algornn import GRU, LSTM, DecomposedFastWeightMemory, FastWeightBlocks, MemoryAugmentedLSTM
 
 every_layer = pytest.mark.parametrize("name", LAYERS)
 MASK = torch.tensor(
@@ -45,7 +45,7 @@ def test_every_exported_sequence_layer_is_in_the_table():
     exported = [getattr(algornn.memory, name) for name in algornn.memory.__all__]
     layers = {
         cls
-        for cls in [*exported, LSTM, DecomposedFastWeightMemory, MemoryAugmentedLSTM, FastWeightBlocks]
+        for cls in [*exported, GRU, LSTM, DecomposedFastWeightMemory, MemoryAugmentedLSTM, FastWeightBlocks]
         if inspect.isclass(cls)
         and issubclass(cls, nn.Module)
         and list(inspect.signature(cls.forward).parameters) == ["self", "x", "state", "mask"]
@@ -160,6 +160,7 @@ def test_gradients_are_those_of_finite_differences(name):
 # Compilation.
 
 WITHOUT_A_MASK = {
+    "gru",
     "lstm",
     "lstm_forget_bias",
     "memory_augmented_lstm",
@@ -174,7 +175,7 @@ def test_compiled_whole_equals_eager(name):
     state = with_grad(first_state(layer, 2))
     mask = None if name in WITHOUT_A_MASK else torch.tensor([[True, False, True], [True, True, False]])
     found = []
-    with torch._dynamo.config.patch(allow_rnn=True):  # PyTorch's own LSTM is one node
+    with torch._dynamo.config.patch(allow_rnn=True):  # PyTorch's own LSTM and GRU are one node
         torch._dynamo.reset()
         for run in (layer, torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=False)):
             results = tensors(run(x, state, mask))
@@ -184,7 +185,7 @@ def test_compiled_whole_equals_eager(name):
 
 # Half precision.
 
-LSTMS = WITHOUT_A_MASK  # PyTorch's LSTM carries h and c in its own precision
+LSTMS = WITHOUT_A_MASK  # PyTorch's LSTM and GRU carry their state in its own precision
 
 
 def rounded(tree):
@@ -221,7 +222,7 @@ def test_bfloat16_keeps_the_state_in_float32(name, converted):
         with torch.autocast("cpu", torch.bfloat16, enabled=not converted):
             found = tensors(layer(x, state))
             carried = tensors(in_segments(layer, x, state, range(1, T)))
-    own = [] if name.startswith("lstm") else found[3:] if name in LSTMS else found[1:]
+    own = [] if name.startswith(("lstm", "gru")) else found[3:] if name in LSTMS else found[1:]
     assert {s.dtype for s in own} <= {torch.float32}
     assert all((s[s != 0] != rounded(s[s != 0])).float().mean() > 0.9 for s in own)
     assert found[0].dtype in (torch.bfloat16, dtype)

@@ -49,9 +49,9 @@ def test_parameters_of_the_models_of_algorithmic_tasks(memory, millions):
 
 NAMES = {
     "embedding.weight": "embedding.weight",
-    "rnn.cells.0.lstm.W_ih": "layer.controller.lstm.weight_ih_l0",
-    "rnn.cells.0.lstm.W_hh": "layer.controller.lstm.weight_hh_l0",
-    "rnn.cells.0.lstm.bias": "layer.controller.lstm.bias_ih_l0",
+    "rnn.cells.0.lstm.W_ih": "layer.controller.network.weight_ih_l0",
+    "rnn.cells.0.lstm.W_hh": "layer.controller.network.weight_hh_l0",
+    "rnn.cells.0.lstm.bias": "layer.controller.network.bias_ih_l0",
     "rnn.cells.0.W_write.weight": "layer.memory.write_head.weight",
     "rnn.cells.0.W_write.bias": "layer.memory.write_head.bias",
     "rnn.cells.0.W_read.weight": "layer.memory.read_head.weight",
@@ -131,7 +131,7 @@ def test_several_ids_per_token_are_concatenated():
     x = torch.cat([network.embedding.weight[tokens[..., i]] for i in range(3)], -1)
     assert torch.equal(logits, network.output(network.layer(x)[0]))
     assert torch.equal(logits[:, 4:], network(tokens[:, 4:], network(tokens[:, :4])[1])[0])
-    assert network.layer.lstm.input_size == 15
+    assert network.layer.network.input_size == 15
     assert state[0].shape == (2, 1, 6)
 
 
@@ -209,7 +209,7 @@ class Mirror(nn.Module):
 def test_the_forget_bias_is_a_constant():
     torch.manual_seed(0)
     layer = LSTM(3, 4, forget_bias=1.0)
-    parameters = dict(layer.lstm.named_parameters())
+    parameters = dict(layer.network.named_parameters())
     assert [name for name, p in parameters.items() if not p.requires_grad] == ["bias_hh_l0"]
     assert parameters["bias_hh_l0"].tolist() == [0] * 4 + [1] * 4 + [0] * 8
     assert not parameters["bias_ih_l0"].any()
@@ -218,7 +218,7 @@ def test_the_forget_bias_is_a_constant():
 
 
 def test_every_layer_of_the_lstm_has_its_forget_bias():
-    for name, p in LSTM(3, 4, layers=2, forget_bias=2.0).lstm.named_parameters():
+    for name, p in LSTM(3, 4, layers=2, forget_bias=2.0).network.named_parameters():
         if name.startswith("bias_hh"):
             assert p[4:8].tolist() == [2] * 4
 

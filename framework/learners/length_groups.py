@@ -1,0 +1,48 @@
+"""Batches computed in parts of similar length: the same gradient in less time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+Trims = Mapping[str, tuple[str, ...]]
+
+
+def check_length_groups(shares: tuple[float, ...]) -> tuple[float, ...]:
+    """Return the shares of a batch; raise a ValueError unless they are positive and sum to 1."""
+    if abs(sum(shares) - 1) > 1e-6 or min(shares) <= 0:
+        raise ValueError(f"`length_groups` must be positive shares that sum to 1, got {shares}.")
+    return tuple(shares)
+
+
+def by_length(batch: Any, shares: tuple[float, ...], trims: Trims) -> list[Any]:
+    """Split a batch into parts of similar length, each trimmed to its own longest.
+
+    Args:
+        batch: a named tuple of tensors ``[B, ...]``.
+        shares: sizes of the parts, from the shortest sequences to the longest, as shares of the batch.
+        trims: the fields ``[B, T, ...]`` that a mask field ``[B, T]`` governs. The first mask orders the batch.
+
+    Returns:
+        Named tuples like `batch`; padding must come after real tokens.
+    """
+    if len(shares) == 1:
+        return [batch]
+    order = getattr(batch, next(iter(trims))).sum(1).argsort(stable=True)
+    cuts = torch.tensor(shares[:-1]).cumsum(0).mul(len(order)).round().long()
+    parts = []
+    for rows in order.tensor_split(cuts):
+        if len(rows):
+            part = type(batch)(*(field[rows] for field in batch))
+            parts.append(part._replace(**_trimmed(part, trims)))
+    return parts
+
+
+def _trimmed(part: Any, trims: Trims) -> dict[str, Any]:
+    trimmed: dict[str, Any] = {}
+    for mask, fields in trims.items():
+        longest = int(getattr(part, mask).sum(1).max())
+        trimmed |= {name: getattr(part, name)[:, :longest] for name in (mask, *fields)}
+    return trimmed

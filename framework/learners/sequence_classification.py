@@ -1,0 +1,60 @@
+"""Sequence classification: one class for a whole sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from algornn.learners.learner import Learner, Scored
+from algornn.learners.length_groups import by_length, check_length_groups
+
+_TRIMS = {"mask": ("tokens",)}
+
+
+class SequenceClassification(Learner):
+    """Train a classifier of sequences by cross-entropy; score exact matches by group.
+
+    Args:
+        model: the network, ``forward(tokens, mask) -> logits [B, C]``, such as `SequenceClassifier`.
+        optimizer: called with the parameters that are trained.
+        warmup_steps: optimizer steps at the start with a reduced learning rate.
+        warmup_factor: the factor of the learning rate during these steps.
+        cooldown: share of the training, at its end, over which the learning rate falls linearly to 0.
+        length_groups: shares of a batch, from its shortest sequences to its longest, that are computed apart, each
+            padded to its own longest: the gradient of the whole batch in less time.
+
+    Batches are `algornn.datamodules.LabelledBatch` or any named tuple with the same fields.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Callable[[Iterable], torch.optim.Optimizer] = torch.optim.Adam,
+        warmup_steps: int = 0,
+        warmup_factor: float = 0.1,
+        cooldown: float = 0.0,
+        length_groups: tuple[float, ...] = (1.0,),
+    ) -> None:
+        super().__init__(model, optimizer, warmup_steps, warmup_factor, cooldown)
+        self.length_groups = check_length_groups(length_groups)
+
+    def loss(self, call: Callable[..., Any], batch: Any) -> Tensor:
+        """Mean cross-entropy of the classes that `call`, standing for the model's forward, gives to the batch."""
+        parts = by_length(batch, self.length_groups, _TRIMS)
+        losses = [F.cross_entropy(call(part.tokens, part.mask), part.label, reduction="sum") for part in parts]
+        return torch.stack(losses).sum() / len(batch.label)
+
+    def scored(self, batch: Any) -> Iterator[Scored]:
+        """Yield the scores of a batch by groups of similar length."""
+        for part in by_length(batch, self.length_groups, _TRIMS):
+            logits = self(part.tokens, part.mask)
+            loss = F.cross_entropy(logits, part.label, reduction="none")
+            yield part.id, logits.argmax(1) == part.label, torch.ones_like(part.id), loss, part.group
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Return the class of every sequence ``[B]``."""
+        return self(batch.tokens, batch.mask).argmax(1)
