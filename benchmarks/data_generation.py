@@ -18,8 +18,10 @@ from measure import write_results
 
 from algornn.datamodules import (
     SCAN,
+    AddMul,
     CompositionalTableLookup,
     CTLPlusPlus,
+    DoubleAddition,
     ListOps,
     PCFGSet,
     SimpleArithmetic,
@@ -30,6 +32,9 @@ from algornn.datamodules.scan import FILES, commands
 ROWS: list[tuple[str, Callable[[], SplitDataModule]]] = [
     ("CompositionalTableLookup forward", lambda: CompositionalTableLookup("forward")),
     ("CompositionalTableLookup backward", lambda: CompositionalTableLookup("backward")),
+    ("AddMul", AddMul),
+    ("AddMul held_out", lambda: AddMul(held_out=0.1)),
+    ("DoubleAddition", DoubleAddition),
     ("CTLPlusPlus alternate", lambda: CTLPlusPlus("alternate")),
     ("CTLPlusPlus parallel_branch", lambda: CTLPlusPlus("parallel_branch")),
     ("CTLPlusPlus 2stage", lambda: CTLPlusPlus("parallel_branch_2stage", overlap=8, symbol_overlap=4)),

@@ -106,7 +106,9 @@ def agreement(network: str) -> float:
     """Difference of the two sides' losses on one batch, without dropout."""
     batch = batches(1)[0]
     with torch.no_grad():
-        losses = [own.loss(own.model, batch) for own in (learner(network, side).eval() for side in ("learner", "released"))]
+        losses = [
+            own.loss(own.model, batch) for own in (learner(network, side).eval() for side in ("learner", "released"))
+        ]
     return abs(float(losses[0] - losses[1]))
 
 

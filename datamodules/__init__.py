@@ -8,6 +8,7 @@ from algornn.datamodules.code_execution import CodeExecution
 from algornn.datamodules.cogs import COGS
 from algornn.datamodules.compositional_table_lookup import CompositionalTableLookup
 from algornn.datamodules.ctl_plus_plus import CTLPlusPlus
+from algornn.datamodules.digit_arithmetic import AddMul, DigitBatch, DigitDataModule, DoubleAddition
 from algornn.datamodules.key_value import KeyValueBatch, KeyValueCapacity
 from algornn.datamodules.labelled_sequences import LabelledBatch, LabelledSequenceDataModule
 from algornn.datamodules.listops import ListOps
@@ -32,12 +33,16 @@ __all__ = [
     "SAR",
     "SCAN",
     "SLOG",
+    "AddMul",
     "AssociativeRetrieval",
     "BAbI",
     "CTLPlusPlus",
     "CatBAbI",
     "CodeExecution",
     "CompositionalTableLookup",
+    "DigitBatch",
+    "DigitDataModule",
+    "DoubleAddition",
     "Example",
     "FilePairDataModule",
     "KeyValueBatch",

@@ -32,9 +32,9 @@ def _loops(groups: tuple[str, ...]) -> _Edges:
     return {IN: groups} | {group: (group, OUT) for group in groups}
 
 
-_SWAP = {IN: ("a", "b"), "a": ("b", OUT), "b": ("a", OUT)}
-_TWO_STAGES = {IN: ("a1", "b1"), **dict.fromkeys(("a2", "b2", "o"), ("a1", "b1", OUT))}
-_ENDS = {IN: ("a1", "b1"), **dict.fromkeys(("a2", "b2", "o"), (OUT,))}
+_SWAP: _Edges = {IN: ("a", "b"), "a": ("b", OUT), "b": ("a", OUT)}
+_TWO_STAGES: _Edges = {IN: ("a1", "b1"), **dict.fromkeys(("a2", "b2", "o"), ("a1", "b1", OUT))}
+_ENDS: _Edges = {IN: ("a1", "b1"), **dict.fromkeys(("a2", "b2", "o"), (OUT,))}
 # The automata of training, of the test sets that are drawn, and of those that are all pairs of a language.
 _TRAIN: dict[str, _Edges] = {
     "alternate": _SWAP,
