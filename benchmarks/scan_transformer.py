@@ -1,6 +1,6 @@
 """Training examples per second of the Transformer on SCAN: the learner against the released loop's formulation.
 
-    python benchmarks/scan_transformer.py [--networks absolute relative_universal] [--batches 8] [--rounds 3] [--out FILE]
+    python benchmarks/scan_transformer.py [--networks absolute relative_universal] [--batches 8] [--rounds 3]
 
 Both sides train the same network on the same batches of 256 (Csordas, Irie and Schmidhuber 2021, 3 + 3 layers of width
 128) on one thread, and the losses of the first batch must agree to 1e-5. The released loop's formulation: the whole

@@ -19,6 +19,8 @@ class KeyValueRetrieval(Learner):
     `algornn.datamodules.KeyValueBatch` or any named tuple with the same fields.
     """
 
+    reads = ("keys", "values", "query", "target")
+
     def loss(self, call: Callable[..., Any], batch: Any) -> Tensor:
         """Half the mean squared distance over queries."""
         return _half_squared_distance(call(batch.keys, batch.values, batch.query), batch.target).mean()

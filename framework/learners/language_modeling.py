@@ -79,6 +79,8 @@ class LanguageModeling(Learner):
     every `Learner`. Batches are `algornn.datamodules.StreamBatch` or any named tuple with the same fields.
     """
 
+    reads = ("tokens", "target", "asked", "mask")
+
     state: Any = None  # of this process's training rows
     _restored: Any = None
     _evaluation: tuple[int, Any] = (0, None)  # the loader, and the state of its stream

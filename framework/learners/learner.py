@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -19,7 +19,7 @@ Scored = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # ids, right answers, an
 class Learner(L.LightningModule):
     """Train a network by the `loss` of its batches; score every example once, by group, in and out of distribution.
 
-    A subclass defines `loss` and `scored`.
+    A subclass defines `loss` and `scored`, and names in `reads` the fields of a batch that these look at.
 
     Args:
         model: the network.
@@ -28,6 +28,8 @@ class Learner(L.LightningModule):
         warmup_factor: the factor of the learning rate during these steps.
         cooldown: share of the training, at its end, over which the learning rate falls linearly to 0.
     """
+
+    reads: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -57,6 +59,20 @@ class Learner(L.LightningModule):
     def scored(self, batch: Any) -> Iterator[Scored]:
         """Yield the scores of the examples of a batch, in one part or several."""
         raise NotImplementedError
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Refuse a batch of another kind of task.
+
+        Raises:
+            ValueError: it lacks a field.
+        """
+        missing = [field for field in self.reads if not hasattr(batch, field)]
+        if missing:
+            raise ValueError(
+                f"{type(self).__name__} needs batches with {', '.join(self.reads)}, these are {type(batch).__name__} "
+                f"without {missing[0]}. Choose a learner for this data: the table in docs/data.md has them all."
+            )
+        return batch
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""

@@ -32,6 +32,8 @@ class QuestionAnswering(Learner):
     Batches are `algornn.datamodules.StoryBatch` or any named tuple with the same fields.
     """
 
+    reads = ("story", "query", "mask", "answer")
+
     def __init__(
         self,
         model: nn.Module,

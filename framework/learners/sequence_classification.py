@@ -30,6 +30,8 @@ class SequenceClassification(Learner):
     Batches are `algornn.datamodules.LabelledBatch` or any named tuple with the same fields.
     """
 
+    reads = ("tokens", "label", "mask")
+
     def __init__(
         self,
         model: nn.Module,

@@ -40,6 +40,8 @@ class SequenceToSequence(Learner):
     Batches are `algornn.datamodules.PairBatch` or any named tuple with the same fields.
     """
 
+    reads = ("source", "target", "source_mask", "target_mask")
+
     def __init__(
         self,
         model: nn.Module,

@@ -21,6 +21,8 @@ class TokenTagging(Learner):
     `algornn.datamodules.TokenBatch` or any named tuple with the same fields.
     """
 
+    reads = ("tokens", "target", "mask")
+
     def loss(self, call: Callable[..., Any], batch: Any) -> Tensor:
         """Mean cross-entropy of the tokens that ask for an answer."""
         logits, _ = call(batch.tokens, None, batch.mask)

@@ -231,6 +231,12 @@ def test_wrong_settings_are_named(settings, message):
         fresh(**settings)
 
 
+def test_data_for_another_learner_are_named(tmp_path):
+    learner = SequenceClassification(SequenceClassifier(6, 4, LSTM))
+    with pytest.raises(ValueError, match="needs batches with tokens, label, mask, these are PairBatch without tokens"):
+        trainer(tmp_path, max_steps=1).fit(learner, Reversal("reversal"))
+
+
 def test_a_model_that_cannot_decode_is_named():
     with pytest.raises(TypeError, match="`model` must have start and step to decode, Linear lacks start"):
         SequenceToSequence(nn.Linear(2, 2))
