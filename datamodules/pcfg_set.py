@@ -51,9 +51,9 @@ class PCFGSet(SequencePairDataModule):
     two predictions are equal, right or not. The lines of overgeneralisation (9, 59, 125 or 554) are the exceptions that
     are trained on: `test` has the targets of the rule (accuracy is overgeneralisation), `exception` those of training.
 
-    val is the published development set. In systematicity, productivity and overgeneralisation only its lines that are
-    in the training distribution; in the first two every second of these is instead in `iid`, an in-distribution test
-    set beside `test`.
+    val is the published development set (which has no synonyms). In systematicity, productivity and overgeneralisation
+    only its lines that are in the training distribution; in the first two every second of these is instead in `iid`, an
+    in-distribution test set beside `test`.
 
     Test and development files are read (their sha256 checked), or downloaded. Of the published training lines no
     checksum is known to the authors of this module, so `<folder>/train.{src,tgt}` are never downloaded by themselves:
