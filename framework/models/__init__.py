@@ -1,5 +1,6 @@
 """Whole networks: story readers, token networks, and their baselines."""
 
+from algornn.models.attention import GeometricAttention, MultiHeadAttention, RelativeAttention
 from algornn.models.key_value import KeyValueRetriever
 from algornn.models.memory_augmented import DecomposedFastWeightMemory, MemoryAugmentedLSTM
 from algornn.models.recurrent import GRU, LSTM, BidirectionalLSTM
@@ -7,6 +8,8 @@ from algornn.models.seq2seq import Seq2Seq
 from algornn.models.sequence_classifier import SequenceClassifier
 from algornn.models.story_readers import TPRRNN, LSTMReader, SentenceEncoder
 from algornn.models.token_networks import FastWeightBlocks, TokenNetwork
+from algornn.models.transformer import NeuralDataRouter, Transformer, UniversalTransformer
+from algornn.models.transformer_seq2seq import TransformerSeq2Seq
 
 __all__ = [
     "GRU",
@@ -15,11 +18,18 @@ __all__ = [
     "BidirectionalLSTM",
     "DecomposedFastWeightMemory",
     "FastWeightBlocks",
+    "GeometricAttention",
     "KeyValueRetriever",
     "LSTMReader",
     "MemoryAugmentedLSTM",
+    "MultiHeadAttention",
+    "NeuralDataRouter",
+    "RelativeAttention",
     "SentenceEncoder",
     "Seq2Seq",
     "SequenceClassifier",
     "TokenNetwork",
+    "Transformer",
+    "TransformerSeq2Seq",
+    "UniversalTransformer",
 ]
