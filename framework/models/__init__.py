@@ -1,5 +1,6 @@
 """Whole networks: story readers, token networks, and their baselines."""
 
+from algornn.models.attention import GeometricAttention, MultiHeadAttention, RelativeAttention
 from algornn.models.key_value import KeyValueRetriever
 from algornn.models.lstm import LSTM, DecomposedFastWeightMemory, MemoryAugmentedLSTM
 from algornn.models.story_readers import TPRRNN, LSTMReader, SentenceEncoder
@@ -10,9 +11,12 @@ __all__ = [
     "TPRRNN",
     "DecomposedFastWeightMemory",
     "FastWeightBlocks",
+    "GeometricAttention",
     "KeyValueRetriever",
     "LSTMReader",
     "MemoryAugmentedLSTM",
+    "MultiHeadAttention",
+    "RelativeAttention",
     "SentenceEncoder",
     "TokenNetwork",
 ]
