@@ -33,8 +33,11 @@ from algornn.models import (
     LSTMReader,
     MemoryAugmentedLSTM,
     MultiHeadAttention,
+    NeuralDataRouter,
     RelativeAttention,
     TokenNetwork,
+    Transformer,
+    UniversalTransformer,
 )
 from algornn.run import load
 
@@ -64,6 +67,7 @@ __all__ = [
     "LinearTransformer",
     "MemoryAugmentedLSTM",
     "MultiHeadAttention",
+    "NeuralDataRouter",
     "QuestionAnswering",
     "RecurrentDeltaNet",
     "RelativeAttention",
@@ -73,5 +77,7 @@ __all__ = [
     "TensorProductMemory",
     "TokenNetwork",
     "TokenTagging",
+    "Transformer",
+    "UniversalTransformer",
     "load",
 ]

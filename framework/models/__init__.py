@@ -5,6 +5,7 @@ from algornn.models.key_value import KeyValueRetriever
 from algornn.models.lstm import LSTM, DecomposedFastWeightMemory, MemoryAugmentedLSTM
 from algornn.models.story_readers import TPRRNN, LSTMReader, SentenceEncoder
 from algornn.models.token_networks import FastWeightBlocks, TokenNetwork
+from algornn.models.transformer import NeuralDataRouter, Transformer, UniversalTransformer
 
 __all__ = [
     "LSTM",
@@ -16,7 +17,10 @@ __all__ = [
     "LSTMReader",
     "MemoryAugmentedLSTM",
     "MultiHeadAttention",
+    "NeuralDataRouter",
     "RelativeAttention",
     "SentenceEncoder",
     "TokenNetwork",
+    "Transformer",
+    "UniversalTransformer",
 ]

@@ -86,7 +86,8 @@ class TokenNetwork(nn.Module):
         output_size: number of classes.
         layer: called with the width of the embedded tokens; makes the sequence layer,
             ``forward(x, state, mask) -> (y, state)``: any memory of `algornn`, `FastWeightBlocks`, `LSTM`,
-            `MemoryAugmentedLSTM` or your own. The width of its output is found by running it once.
+            `MemoryAugmentedLSTM`, `Transformer` or your own. The width of its output is found by running it once. Where
+            it has a method ``init_embedding(embedding)``, that initialises the embedding.
         embedding_size: width of the embedding of one id.
         ids_per_token: ids that make one token; their embeddings are concatenated.
         readout_size: units of a ReLU layer between the sequence layer and the output; None: there is none.
@@ -109,6 +110,9 @@ class TokenNetwork(nn.Module):
         check_factory("layer", layer)
         self.embedding = nn.Embedding(vocab_size, embedding_size)
         self.layer = layer(ids_per_token * embedding_size)
+        init_embedding: Any = getattr(self.layer, "init_embedding", None)
+        if init_embedding is not None:
+            init_embedding(self.embedding)
         self.dropout = nn.Dropout(dropout)
         width = _output_width(self.layer, ids_per_token * embedding_size)
         self.readout = nn.Sequential(nn.Linear(width, readout_size), nn.ReLU()) if readout_size else nn.Identity()
