@@ -37,6 +37,7 @@ from algornn.models import (
     RelativeAttention,
     TokenNetwork,
     Transformer,
+    TransformerSeq2Seq,
     UniversalTransformer,
 )
 from algornn.run import load
@@ -78,6 +79,7 @@ __all__ = [
     "TokenNetwork",
     "TokenTagging",
     "Transformer",
+    "TransformerSeq2Seq",
     "UniversalTransformer",
     "load",
 ]

@@ -6,6 +6,7 @@ from algornn.models.lstm import LSTM, DecomposedFastWeightMemory, MemoryAugmente
 from algornn.models.story_readers import TPRRNN, LSTMReader, SentenceEncoder
 from algornn.models.token_networks import FastWeightBlocks, TokenNetwork
 from algornn.models.transformer import NeuralDataRouter, Transformer, UniversalTransformer
+from algornn.models.transformer_seq2seq import TransformerSeq2Seq
 
 __all__ = [
     "LSTM",
@@ -22,5 +23,6 @@ __all__ = [
     "SentenceEncoder",
     "TokenNetwork",
     "Transformer",
+    "TransformerSeq2Seq",
     "UniversalTransformer",
 ]
