@@ -187,6 +187,18 @@ def test_every_class_for_configurations_is_exported_once_by_its_room(package):
     assert not_once == [], "export it in the room's __init__, or begin its name with an underscore"
 
 
+def test_no_argument_has_a_class_as_its_default():
+    """The parser of configurations hands the settings of such a default on to every class named in its place."""
+    wrong = [
+        f"{package}.{name}({argument.name})"
+        for package in PACKAGES
+        for name, cls in classes_written_in(package).items()
+        for argument in inspect.signature(cls.__init__).parameters.values()
+        if inspect.isclass(argument.default) and argument.default is not inspect.Parameter.empty
+    ]
+    assert wrong == [], "use None as the default, and say in the docstring what it stands for"
+
+
 def test_every_export_exists_is_documented_and_has_one_room():
     homes = Counter()
     for name in PACKAGES:

@@ -23,7 +23,7 @@ class Learner(L.LightningModule):
 
     Args:
         model: the network.
-        optimizer: called with the parameters that are trained.
+        optimizer: called with the parameters that are trained; None: Adam with its defaults.
         warmup_steps: optimizer steps at the start with a reduced learning rate.
         warmup_factor: the factor of the learning rate during these steps.
         cooldown: share of the training, at its end, over which the learning rate falls linearly to 0.
@@ -34,7 +34,7 @@ class Learner(L.LightningModule):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Callable[[Iterable], torch.optim.Optimizer] = torch.optim.Adam,
+        optimizer: Callable[[Iterable], torch.optim.Optimizer] | None = None,
         warmup_steps: int = 0,
         warmup_factor: float = 0.1,
         cooldown: float = 0.0,
@@ -43,7 +43,8 @@ class Learner(L.LightningModule):
         if not 0 <= cooldown <= 1:
             raise ValueError(f"`cooldown` must be a share of the training between 0 and 1, got {cooldown}.")
         self.model = model
-        self.optimizer = optimizer
+        # A class as the default would hand its own settings on to every other one that a configuration names.
+        self.optimizer = optimizer or torch.optim.Adam
         self.warmup_steps, self.warmup_factor, self.cooldown = warmup_steps, warmup_factor, cooldown
         self.scores: dict[str, Any] = {}
         self.results: dict[str, dict[str, Any]] = {}

@@ -21,7 +21,7 @@ class QuestionAnswering(Learner):
 
     Args:
         model: the reader, ``forward(story, query, mask) -> logits [B, V]``, such as `TPRRNN`.
-        optimizer: called with the parameters that are trained.
+        optimizer: called with the parameters that are trained; None: TFNadam with its defaults.
         warmup_steps: optimizer steps at the start with a reduced learning rate.
         warmup_factor: the factor of the learning rate during these steps.
         cooldown: share of the training, at its end, over which the learning rate falls linearly to 0.
@@ -37,14 +37,14 @@ class QuestionAnswering(Learner):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Callable[[Iterable], torch.optim.Optimizer] = TFNadam,
+        optimizer: Callable[[Iterable], torch.optim.Optimizer] | None = None,
         warmup_steps: int = 0,
         warmup_factor: float = 0.1,
         cooldown: float = 0.0,
         length_groups: tuple[float, ...] = (1.0,),
         reconstruction: float = 0.0,
     ) -> None:
-        super().__init__(model, optimizer, warmup_steps, warmup_factor, cooldown)
+        super().__init__(model, optimizer or TFNadam, warmup_steps, warmup_factor, cooldown)
         self.length_groups, self.reconstruction = check_length_groups(length_groups), reconstruction
         if reconstruction and not hasattr(model, "reconstruction_loss"):
             raise ValueError(

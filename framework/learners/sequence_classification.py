@@ -20,7 +20,7 @@ class SequenceClassification(Learner):
 
     Args:
         model: the network, ``forward(tokens, mask) -> logits [B, C]``, such as `SequenceClassifier`.
-        optimizer: called with the parameters that are trained.
+        optimizer: called with the parameters that are trained; None: Adam with its defaults.
         warmup_steps: optimizer steps at the start with a reduced learning rate.
         warmup_factor: the factor of the learning rate during these steps.
         cooldown: share of the training, at its end, over which the learning rate falls linearly to 0.
@@ -35,7 +35,7 @@ class SequenceClassification(Learner):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Callable[[Iterable], torch.optim.Optimizer] = torch.optim.Adam,
+        optimizer: Callable[[Iterable], torch.optim.Optimizer] | None = None,
         warmup_steps: int = 0,
         warmup_factor: float = 0.1,
         cooldown: float = 0.0,

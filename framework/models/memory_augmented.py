@@ -21,7 +21,7 @@ class MemoryAugmentedLSTM(nn.Module):
     Args:
         input_size: width of the input.
         hidden_size: units of the LSTM.
-        memory: called with `hidden_size`; makes the memory layer.
+        memory: called with `hidden_size`; makes the memory layer. None: `FastWeightMemory`.
         forget_bias: see `LSTM`.
 
     Source: Schlag, Munkhdalai and Schmidhuber (2021), "Learning Associative Inference Using Fast Weight Memory", with
@@ -32,12 +32,12 @@ class MemoryAugmentedLSTM(nn.Module):
         self,
         input_size: int,
         hidden_size: int = 256,
-        memory: Callable[[int], nn.Module] = FastWeightMemory,
+        memory: Callable[[int], nn.Module] | None = None,
         forget_bias: float | None = 1.0,
     ) -> None:
         super().__init__()
         self.controller = LSTM(input_size, hidden_size, forget_bias=forget_bias)
-        self.memory = memory(hidden_size)
+        self.memory = (memory or FastWeightMemory)(hidden_size)
 
     def forward(
         self, x: Tensor, state: tuple[Pair, Tensor] | None = None, mask: Tensor | None = None

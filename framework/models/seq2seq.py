@@ -37,7 +37,7 @@ class Seq2Seq(nn.Module):
     Args:
         vocab_size: number of ids of the source, padding (0) and "<eos>" (1) included.
         output_size: number of ids of the target, likewise; the embedding of id 0 is the start symbol.
-        layer: called with the width of its input; makes encoder and decoder.
+        layer: called with the width of its input; makes encoder and decoder. None: `LSTM`.
         encoder: called likewise; makes the encoder, such as `BidirectionalLSTM`; None: `layer` does.
         embedding_size: width of the embeddings.
         attention: whether the decoder attends to the encoder's outputs.
@@ -51,7 +51,7 @@ class Seq2Seq(nn.Module):
         self,
         vocab_size: int,
         output_size: int,
-        layer: Callable[[int], nn.Module] = LSTM,
+        layer: Callable[[int], nn.Module] | None = None,
         encoder: Callable[[int], nn.Module] | None = None,
         embedding_size: int = 200,
         attention: bool = False,
@@ -60,6 +60,7 @@ class Seq2Seq(nn.Module):
         super().__init__()
         check_factory("layer", layer)
         check_factory("encoder", encoder)
+        layer = layer or LSTM
         self.source_embedding = nn.Embedding(vocab_size, embedding_size)
         self.target_embedding = nn.Embedding(output_size, embedding_size)
         self.encoder = (encoder or layer)(embedding_size)

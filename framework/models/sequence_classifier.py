@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from algornn.models.token_networks import FastWeightBlocks, TokenNetwork
+from algornn.models.token_networks import TokenNetwork
 
 
 class SequenceClassifier(TokenNetwork):
@@ -29,7 +29,7 @@ class SequenceClassifier(TokenNetwork):
         self,
         vocab_size: int,
         output_size: int,
-        layer: Callable[[int], nn.Module] = FastWeightBlocks,
+        layer: Callable[[int], nn.Module] | None = None,
         embedding_size: int = 128,
         readout_size: int | None = None,
         dropout: float = 0.0,

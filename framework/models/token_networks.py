@@ -23,7 +23,7 @@ class FastWeightBlocks(nn.Module):
 
     Args:
         input_size: width D of input and output.
-        memory: called with D for every block; makes its memory, a sequence layer of output width D.
+        memory: called with D for every block; makes its memory, a sequence layer of output width D. None: `DeltaNet`.
         blocks: number of blocks.
         feedforward_size: hidden units of the feed-forward part; None: 4 D.
         dropout: probability.
@@ -35,7 +35,7 @@ class FastWeightBlocks(nn.Module):
     def __init__(
         self,
         input_size: int,
-        memory: Callable[[int], nn.Module] = DeltaNet,
+        memory: Callable[[int], nn.Module] | None = None,
         blocks: int = 4,
         feedforward_size: int | None = None,
         dropout: float = 0.0,
@@ -43,7 +43,10 @@ class FastWeightBlocks(nn.Module):
         super().__init__()
         check_factory("memory", memory)
         self.blocks = nn.ModuleList(
-            [_Block(input_size, memory(input_size), feedforward_size or 4 * input_size, dropout) for _ in range(blocks)]
+            [
+                _Block(input_size, (memory or DeltaNet)(input_size), feedforward_size or 4 * input_size, dropout)
+                for _ in range(blocks)
+            ]
         )
 
     def forward(
@@ -87,7 +90,8 @@ class TokenNetwork(nn.Module):
         layer: called with the width of the embedded tokens; makes the sequence layer,
             ``forward(x, state, mask) -> (y, state)``: any memory of `algornn`, `FastWeightBlocks`, `LSTM`,
             `MemoryAugmentedLSTM`, `Transformer` or your own. The width of its output is found by running it once. Where
-            it has a method ``init_embedding(embedding)``, that initialises the embedding.
+            it has a method ``init_embedding(embedding)``, that initialises the embedding. None: `FastWeightBlocks`. (As
+            the default it would hand its own `dropout` on to every class that a configuration names in its place.)
         embedding_size: width of the embedding of one id.
         ids_per_token: ids that make one token; their embeddings are concatenated.
         readout_size: units of a ReLU layer between the sequence layer and the output; None: there is none.
@@ -99,7 +103,7 @@ class TokenNetwork(nn.Module):
         self,
         vocab_size: int,
         output_size: int,
-        layer: Callable[[int], nn.Module] = FastWeightBlocks,
+        layer: Callable[[int], nn.Module] | None = None,
         embedding_size: int = 256,
         ids_per_token: int = 1,
         readout_size: int | None = None,
@@ -109,7 +113,7 @@ class TokenNetwork(nn.Module):
         super().__init__()
         check_factory("layer", layer)
         self.embedding = nn.Embedding(vocab_size, embedding_size)
-        self.layer = layer(ids_per_token * embedding_size)
+        self.layer = (layer or FastWeightBlocks)(ids_per_token * embedding_size)
         init_embedding: Any = getattr(self.layer, "init_embedding", None)
         if init_embedding is not None:
             init_embedding(self.embedding)

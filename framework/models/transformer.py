@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from algornn.memory.associations import clear_masked, keep_valid
 from algornn.models.attention import GeometricAttention, MultiHeadAttention, RelativeAttention, sinusoids
-
-Positions = Literal["absolute", "relative", "none"]
-Scaling = Literal["TEU", "PED", "none"]
-Routing = Literal["geometric", "relative", "absolute_relative"]
 
 
 class _Encoder(nn.Module):
@@ -98,8 +94,8 @@ class Transformer(_Encoder):
         feedforward_size: int = 256,
         dropout: float = 0.1,
         attention_dropout: float = 0.0,
-        positions: Positions = "absolute",
-        scaling: Scaling = "none",
+        positions: str = "absolute",
+        scaling: str = "none",
     ) -> None:
         check_choice("positions", positions, ("absolute", "relative", "none"))
         check_choice("scaling", scaling, ("TEU", "PED", "none"))
@@ -161,8 +157,8 @@ class UniversalTransformer(Transformer):
         feedforward_size: int = 256,
         dropout: float = 0.1,
         attention_dropout: float = 0.0,
-        positions: Positions = "absolute",
-        scaling: Scaling = "none",
+        positions: str = "absolute",
+        scaling: str = "none",
     ) -> None:
         super().__init__(input_size, layers, heads, feedforward_size, dropout, attention_dropout, positions, scaling)
 
@@ -208,7 +204,7 @@ class NeuralDataRouter(_Encoder):
         dropout: float = 0.5,
         attention_dropout: float = 0.1,
         gate_dropout: float = 0.1,
-        attention: Routing = "geometric",
+        attention: str = "geometric",
         gate: bool = True,
         test_layers: int | None = None,
     ) -> None:
@@ -295,13 +291,13 @@ def feedforward(
     return nn.Sequential(first, nn.ReLU(), nn.Dropout(dropout), second)
 
 
-def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise a ValueError unless the value is one of the choices."""
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
 
 
-def _routing(attention: Routing, size: int, heads: int, dropout: float, gate: bool) -> MultiHeadAttention:
+def _routing(attention: str, size: int, heads: int, dropout: float, gate: bool) -> MultiHeadAttention:
     """The attention of a `NeuralDataRouter`, initialised as in the release."""
     if attention == "geometric":
         return GeometricAttention(size, heads, dropout, normalized=not gate)

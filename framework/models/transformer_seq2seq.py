@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from algornn.models.attention import MultiHeadAttention, Pair, RelativeAttention
-from algornn.models.transformer import Positions, Scaling, Transformer, UniversalTransformer, feedforward
+from algornn.models.transformer import Transformer, UniversalTransformer, feedforward
 
 # Keys and values of the source for every block, its mask (or none), and what every layer has seen of the target.
 State = tuple[tuple[Pair, ...], tuple[Tensor, ...], tuple[Pair, ...]]
@@ -72,8 +72,8 @@ class TransformerSeq2Seq(_Vocabularies):
         decoder_layers: int = 3,
         feedforward_size: int = 256,
         dropout: float = 0.1,
-        positions: Positions = "absolute",
-        scaling: Scaling = "PED",
+        positions: str = "absolute",
+        scaling: str = "PED",
         shared: bool = False,
         tied: bool = True,
     ) -> None:

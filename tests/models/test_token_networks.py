@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from torch import nn
 
 from algornn import (
@@ -120,6 +121,20 @@ def test_blocks_are_residual_around_memory_and_feed_forward():
         x = x + second(first(norm(x)).relu())
         assert first.out_features == 32
     assert relative_error(x, y) < 1e-14
+
+
+def test_a_layer_named_in_a_configuration_has_its_own_defaults():
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(TokenNetwork, "network")
+    parse = lambda **layer: parser.parse_object(  # noqa: E731
+        {"network": {"class_path": "algornn.TokenNetwork", "init_args": {"vocab_size": 9, "output_size": 4, **layer}}}
+    )
+    for name, dropout in (("FastWeightBlocks", 0.0), ("DecomposedFastWeightMemory", 0.5), ("NeuralDataRouter", 0.5)):
+        config = parse(layer={"class_path": f"algornn.{name}"})
+        assert config.network.init_args.layer.init_args.dropout == dropout
+    network = parser.instantiate_classes(parse(layer={"class_path": "algornn.UniversalTransformer"})).network
+    assert network.layer.dropout.p == 0.1
+    assert isinstance(parser.instantiate_classes(parse()).network.layer, FastWeightBlocks)
 
 
 def test_several_ids_per_token_are_concatenated():
