@@ -40,6 +40,9 @@ class Seq2Seq(nn.Module):
         layer: called with the width of its input; makes encoder and decoder. None: `LSTM`.
         encoder: called likewise; makes the encoder, such as `BidirectionalLSTM`; None: `layer` does.
         embedding_size: width of the embeddings.
+        shared: whether encoder and decoder are one layer, which reads the source and then the target. Of a memory in
+            residual blocks nothing is idle then; apart, what the encoder's last block reads is of no use without
+            attention (with several processes, such parameters need ``ddp_find_unused_parameters_true``).
         attention: whether the decoder attends to the encoder's outputs.
         dropout: probability, on embedded tokens.
 
@@ -54,19 +57,22 @@ class Seq2Seq(nn.Module):
         layer: Callable[[int], nn.Module] | None = None,
         encoder: Callable[[int], nn.Module] | None = None,
         embedding_size: int = 200,
+        shared: bool = False,
         attention: bool = False,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         check_factory("layer", layer)
         check_factory("encoder", encoder)
+        if shared and (attention or encoder):
+            raise ValueError("`shared` makes one layer of encoder and decoder: leave out `attention` and `encoder`.")
         layer = layer or LSTM
         self.source_embedding = nn.Embedding(vocab_size, embedding_size)
         self.target_embedding = nn.Embedding(output_size, embedding_size)
         self.encoder = (encoder or layer)(embedding_size)
         width = output_width(self.encoder, embedding_size)
         context = width if attention else 0
-        self.decoder = layer(embedding_size + context)
+        self.decoder = self.encoder if shared else layer(embedding_size + context)
         decoder_width = output_width(self.decoder, embedding_size + context)
         if attention and decoder_width != width:
             raise ValueError(

@@ -18,6 +18,7 @@ NETWORKS = {
     "gru_attention": {"layer": partial(GRU, hidden_size=8), "attention": True},
     "delta_net": {"layer": BLOCKS},
     "delta_rnn": {"layer": partial(DeltaRNN, heads=2)},
+    "shared": {"layer": BLOCKS, "shared": True},
 }
 every_network = pytest.mark.parametrize("name", NETWORKS)
 LENGTHS = torch.tensor([5, 2, 4])
@@ -98,6 +99,16 @@ def test_attention_is_its_equation(pairs):
             torch.testing.assert_close(logits[row, t], wanted, rtol=0, atol=1e-12)
 
 
+def test_a_shared_network_leaves_no_parameter_without_a_gradient(pairs):
+    unused = {}
+    for shared in (False, True):
+        model = Seq2Seq(9, 7, BLOCKS, embedding_size=6, shared=shared)
+        model(*pairs).sum().backward()
+        unused[shared] = [name for name, p in model.named_parameters() if p.grad is None]
+    assert all(name.startswith("encoder.blocks.1.") for name in unused[False])
+    assert unused[True] == []
+
+
 def test_parameters_of_the_network_of_lake_and_baroni():
     """Two layers of 200 LSTM units, embeddings of 200: per layer 4 * 200 * (200 + 200 + 2) in encoder and decoder."""
     model = Seq2Seq(15, 8, partial(LSTM, hidden_size=200, layers=2))
@@ -145,6 +156,12 @@ def test_the_oracle_ends_a_target_where_it_ends_and_nowhere_else():
 def test_widths_that_attention_cannot_join_are_named():
     with pytest.raises(ValueError, match="encoder and decoder must have the same width, got 6 and 12"):
         Seq2Seq(9, 7, BLOCKS, embedding_size=6, attention=True)
+
+
+@pytest.mark.parametrize("wrong", [{"attention": True}, {"encoder": LSTM}])
+def test_a_shared_network_has_no_encoder_of_its_own(wrong):
+    with pytest.raises(ValueError, match="`shared` makes one layer of encoder and decoder"):
+        Seq2Seq(9, 7, LSTM, shared=True, **wrong)
 
 
 def test_a_layer_that_is_made_already_is_refused():
