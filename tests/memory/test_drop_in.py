@@ -49,7 +49,7 @@ MEMORIES = {
 
 @pytest.mark.parametrize("name", MEMORIES)
 def test_the_example_of_the_documentation(name):
-    (example,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    example = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[0]
     torch.manual_seed(0)
     chosen = example.replace("DeltaNet(16, heads=4)", "memory()")
     assert chosen != example

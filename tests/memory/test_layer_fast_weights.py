@@ -22,7 +22,7 @@ SUM = {"linear_transformer", "linear_transformer_sum", "linear_transformer_favor
 def test_which_layers_show_their_fast_weights():
     assert {*DELTA, *SUM, *(f"fwm_{name}" for name in FWM), "tensor_product", *CONTROLLED} <= set(SHOWS)
     assert set(LAYERS) - set(SHOWS) == {
-        "self_referential", "gated_fast_weights", "lstm", "lstm_forget_bias", "fast_weight_blocks"
+        "self_referential", "gated_fast_weights", "gru", "lstm", "lstm_forget_bias", "fast_weight_blocks"
     }  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """The encoder-decoder Transformer: PyTorch's own decoder, cached decoding, what a target may see, sizes, errors."""
 
+import re
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -291,3 +293,11 @@ def test_wrong_arguments_are_named():
         model.step(target[:, 0], None)
     with pytest.raises(ValueError, match=r"`mask` must have the shape \[B=4, T=6\], got \[4, 5\]"):
         model(source, target, MASK[:, :5])
+
+
+def test_the_example_of_the_documentation():
+    page = Path(__file__).parents[2] / "docs" / "models.md"
+    example = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)[-1]
+    found = {}
+    exec(compile(example, str(page), "exec"), found)
+    assert found["written"].shape == (2, 10)
