@@ -41,10 +41,6 @@ def tokens(B=4, T=6, size=D, seed=0, dtype=torch.float64):
     return torch.randn(B, T, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def count(module):
-    return sum(p.numel() for p in module.parameters())
-
-
 def assert_close(found, wanted, bound=1e-10):
     assert found.shape == wanted.shape
     assert (found - wanted).norm().item() <= bound * wanted.norm().item()
@@ -223,52 +219,6 @@ def test_layers_are_their_own_or_one():
     assert len(UniversalTransformer(D, layers=4, heads=2).blocks) == 1
     first, second = Transformer(D, layers=2, heads=2).blocks
     assert not torch.equal(first.attention.query.weight, second.attention.query.weight)
-
-
-# Sizes of the published configurations.
-
-
-def layer_size(d, hidden, positions="absolute"):
-    attention = 4 * d * d + (d * d + 2 * d if positions == "relative" else 0)
-    return attention + 2 * d * hidden + hidden + d + 2 * 2 * d
-
-
-def router_size(d, hidden, heads, attention):
-    own = {
-        "geometric": 2 * heads * (d + 1) + d + 3 + 2 * d,  # directions, u, three scalars, the LayerNorm of the update
-        "relative": d * d + 2 * d + 1,
-        "absolute_relative": d * d + 2 * d + 1 + heads * (d + 1),
-    }[attention]
-    return 4 * d * d + own + 2 * d + (2 * d * hidden + hidden + d) + 2 * (d * d + d)
-
-
-def test_parameters_of_the_transformers_of_compositional_table_lookup():
-    assert count(UniversalTransformer(128)) == layer_size(128, 256) == 131_968
-    assert count(UniversalTransformer(128, positions="relative")) == layer_size(128, 256, "relative") == 148_608
-    assert UniversalTransformer(128).layers == 11
-
-
-def test_parameters_of_the_neural_data_router():
-    assert count(NeuralDataRouter(256)) == router_size(256, 512, 1, "geometric") == 658_437
-    for attention, wanted in (("relative", 985_857), ("absolute_relative", 986_114)):
-        found = count(NeuralDataRouter(256, feedforward_size=1024, attention=attention))
-        assert found == router_size(256, 1024, 1, attention) == wanted
-    assert count(NeuralDataRouter(512, 20, 16, 1024)) == router_size(512, 1024, 16, "geometric")
-    geometric = NeuralDataRouter(128, 11, 4, 256, 0.1, 0.0, gate=False)
-    assert count(geometric) == layer_size(128, 256) + 8 * 129 + 128 + 3
-
-
-def test_the_defaults_are_those_of_compositional_table_lookup():
-    encoder = NeuralDataRouter(256)
-    (block,) = encoder.blocks
-    assert (encoder.layers, block.attention.heads, block.dropout.p, block.gate_dropout) == (14, 1, 0.5, 0.1)
-    assert (block.attention.key_dropout.p, block.attention.normalized) == (0.1, False)
-    assert NeuralDataRouter(128, heads=4, gate=False).blocks[0].attention.normalized
-
-
-@pytest.mark.parametrize("layers", [2, 6])
-def test_parameters_of_a_deep_encoder(layers):
-    assert count(Transformer(512, layers, 8, 2048)) == layers * layer_size(512, 2048)
 
 
 # The contract of sequence layers.
