@@ -20,7 +20,7 @@ from algornn.datamodules.sequence_pairs import FilePairDataModule, PairBatch, Se
 from algornn.datamodules.sequential_listops import SequentialListOps
 from algornn.datamodules.simple_arithmetic import SimpleArithmetic
 from algornn.datamodules.slog import SLOG
-from algornn.datamodules.split_datamodule import Example, SplitDataModule
+from algornn.datamodules.split_datamodule import Example, SplitDataModule, VocabularyDataModule
 from algornn.datamodules.story import StoryBatch, StoryDataModule
 from algornn.datamodules.story_world import StoryWorld
 from algornn.datamodules.stream import StreamBatch, StreamDataModule
@@ -65,4 +65,5 @@ __all__ = [
     "TextFile",
     "TokenBatch",
     "TokenDataModule",
+    "VocabularyDataModule",
 ]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from algornn.datamodules.split_datamodule import Example, GroupedDataset, SplitDataModule
+from algornn.datamodules.split_datamodule import Example, GroupedDataset, VocabularyDataModule
 
 
 class LabelledBatch(NamedTuple):
@@ -96,26 +96,13 @@ class LabelledDataset(GroupedDataset):
         return Example(source, (self.outputs[item.label],), self.groups[item.group])
 
 
-class LabelledSequenceDataModule(SplitDataModule):
+class LabelledSequenceDataModule(VocabularyDataModule):
     """A benchmark of token sequences with one class each; batches are `LabelledBatch`.
 
     Attributes:
         vocabulary: The word of every token id; word 0 is padding.
         outputs: The word of every class.
     """
-
-    vocabulary: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of token ids, padding included."""
-        return len(self.vocabulary)
-
-    @property
-    def output_size(self) -> int:
-        """Number of classes."""
-        return len(self.outputs)
 
     def dataset_of(self, stage: str) -> LabelledDataset:
         """Read or generate the sequences of a stage."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from algornn.datamodules.split_datamodule import Example, GroupedDataset, SplitDataModule
+from algornn.datamodules.split_datamodule import Example, GroupedDataset, VocabularyDataModule
 from algornn.datamodules.story import PAD
 
 EOS = "<eos>"
@@ -124,26 +124,13 @@ class _Rows:
         return np.array(self._tokens[self._starts[index] : self._starts[index + 1]], dtype=np.int64)
 
 
-class SequencePairDataModule(SplitDataModule):
+class SequencePairDataModule(VocabularyDataModule):
     """A benchmark that maps token sequences to token sequences; batches are `PairBatch`.
 
     Attributes:
         vocabulary: The word of every id of a source; ids 0 and 1 are "<pad>" and "<eos>".
         outputs: The word of every id of a target; ids 0 and 1 are "<pad>" and "<eos>".
     """
-
-    vocabulary: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids of a source, "<pad>" and "<eos>" included."""
-        return len(self.vocabulary)
-
-    @property
-    def output_size(self) -> int:
-        """Number of ids of a target, "<pad>" and "<eos>" included."""
-        return len(self.outputs)
 
     def dataset_of(self, stage: str) -> PairDataset:
         """Read or generate the pairs of a stage."""

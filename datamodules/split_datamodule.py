@@ -352,3 +352,25 @@ class SplitDataModule(LightningDataModule):
     def _place(self) -> tuple[int, int]:
         """This process and the number of processes; (0, 1) without a trainer."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+
+class VocabularyDataModule(SplitDataModule):
+    """A benchmark whose inputs and outputs are words.
+
+    Attributes:
+        vocabulary: The word of every id of an input; word 0 is padding.
+        outputs: The word of every id or class of an output.
+    """
+
+    vocabulary: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids of an input, padding and other special ones included."""
+        return len(self.vocabulary)
+
+    @property
+    def output_size(self) -> int:
+        """Number of ids or classes of an output."""
+        return len(self.outputs)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from algornn.datamodules.split_datamodule import Example, GroupedDataset, SplitDataModule
+from algornn.datamodules.split_datamodule import Example, GroupedDataset, VocabularyDataModule
 
 NO_TARGET = -100  # torch's ignore_index
 _MOST_REPEATS = 10_000  # sequences drawn in vain, one after the other
@@ -123,7 +123,7 @@ class PackedTokens(TokenDataset):
         return TokenItem(self._tokens[run], self._target[run], self._group[index], index)
 
 
-class TokenDataModule(SplitDataModule):
+class TokenDataModule(VocabularyDataModule):
     """A benchmark of token sequences with targets at some or all steps; batches are `TokenBatch`.
 
     Attributes:
@@ -132,24 +132,12 @@ class TokenDataModule(SplitDataModule):
         ids_per_token: F where a step has several ids, otherwise 1.
     """
 
-    vocabulary: tuple[str, ...]
-    outputs: tuple[str, ...]
     ids_per_token = 1
 
     def __init__(
         self, split: str, data_dir: str | os.PathLike[str] | None = None, batch_size: int = 32, seed: int = 0
     ) -> None:
         super().__init__(split, data_dir, batch_size, seed)
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of token ids, padding included."""
-        return len(self.vocabulary)
-
-    @property
-    def output_size(self) -> int:
-        """Number of classes of the target."""
-        return len(self.outputs)
 
     def dataset_of(self, stage: str) -> TokenDataset:
         """Read or generate the sequences of a stage."""
