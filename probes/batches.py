@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -127,6 +127,24 @@ def group_of(batch: Any) -> Tensor:
             "Pass tasks={name: loader, ...} instead."
         )
     return group.cpu()
+
+
+def field_of(batch: Any, field: str | int | Callable[[Any], Any]) -> Any:
+    """A field of a batch: by its name or key, by its place in a tuple, or by a function of the batch.
+
+    Raises:
+        ValueError: the batch has no such field; the message lists those that it has.
+    """
+    if callable(field):
+        return field(batch)
+    try:
+        return getattr(batch, field) if isinstance(field, str) and not isinstance(batch, Mapping) else batch[field]
+    except (AttributeError, KeyError, IndexError, TypeError):
+        names = list(batch) if isinstance(batch, Mapping) else getattr(batch, "_fields", None)
+        offers = names or (f"0 to {len(batch) - 1}" if isinstance(batch, (tuple, list)) else list(vars(batch)))
+        raise ValueError(
+            f"A {type(batch).__name__} has no field {field!r}; it has {offers}. A function of the batch will do, too."
+        ) from None
 
 
 def size_of(batch: Any) -> int:

@@ -234,7 +234,8 @@ class Probe(Callback):
         if logging:  # no reduction: the values are already the same on every process
             keyed = {self._key(name): value for name, value in scalars.items()}
             pl_module.log_dict(keyed, logger=False, on_step=True, on_epoch=False, rank_zero_only=False)
-        self._log(trainer, {**scalars, "seconds": self._seconds, "skipped": self._state["skipped"]})
+        counts = {"skipped": self._state["skipped"], "failed_controls": len(result.failures)}
+        self._log(trainer, {**scalars, "seconds": self._seconds, **counts})
         if trainer.is_global_zero:
             step = trainer.global_step
             path = Path(trainer.default_root_dir) / "probes" / self.name / f"step={step}.json"

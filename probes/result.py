@@ -21,15 +21,19 @@ class ProbeResult:
         figures: name to figure, drawn by `algornn.probes.plots.draw`. A figure is a dictionary with the keys `kind`
             ("line", "bar" or "heatmap"), `title`, `xlabel`, `ylabel`, `x`, and either `series` (name to list of
             numbers as long as `x`) or, for a heatmap, `y` and `values` (rows `y`, columns `x`).
+        failures: one sentence per control that failed: what it shows, and what the reader must not conclude. A result
+            with failures is logged with `failed_controls` above 0, and the report prints them beside its numbers.
     """
 
     scalars: dict[str, float] = field(default_factory=dict)
     tables: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
 
     def to_json(self, **extra: Any) -> str:
         """The result as JSON text, with `extra` entries before it; not-a-number and infinity become null."""
-        document = {**extra, "scalars": self.scalars, "tables": self.tables, "figures": self.figures}
+        parts = {"scalars": self.scalars, "failures": self.failures, "tables": self.tables, "figures": self.figures}
+        document = {**extra, **parts}
         return json.dumps(_plain(document), indent=1, allow_nan=False) + "\n"
 
     def save(self, path: Path, **extra: Any) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from algornn.probes.batches import Batches
+from algornn.probes.sites import activations
 
 Loss = Callable[[Callable[..., Any], Any], Tensor]
 
@@ -78,6 +79,40 @@ class Subject:
             error = raised
         gathered = exchange(results, self.world, error)
         return [gathered[index % self.world][index] for index in range(len(items))]
+
+    def forward(self, batch: Any, model: nn.Module | None = None) -> Any:
+        """The output of the model for a batch, driven by the loss and without gradient: its last call's.
+
+        Args:
+            batch: one of `loader`.
+            model: takes the place of the subject's model, for a control.
+
+        Raises:
+            ValueError: the loss never calls the model.
+        """
+        outputs: list[Any] = []
+        model = self.model if model is None else model
+
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            outputs.append(model(*args, **kwargs))
+            return outputs[-1]
+
+        with torch.no_grad():
+            self.loss(recorded, batch)
+        if not outputs:
+            raise ValueError("The loss never calls the model: loss(call, batch) must use call(*forward_args).")
+        return outputs[-1]
+
+    def activations(self, sites: Iterable[str], batch: Any, model: nn.Module | None = None) -> dict[str, Tensor]:
+        """The activations of one forward at `sites` (see `algornn.probes.sites`), detached.
+
+        Args:
+            sites: texts of sites of the model.
+            batch: one of `loader`.
+            model: takes the place of the subject's model, for a control.
+        """
+        model = self.model if model is None else model
+        return activations(model, sites, lambda: self.forward(batch, model))
 
 
 def exchange(value: Any, world: int, error: Exception | None = None) -> list[Any]:

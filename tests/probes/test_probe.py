@@ -97,7 +97,8 @@ def test_artefact_log_and_result_agree(tmp_path):
 def test_json_has_no_number_that_json_does_not_know():
     result = ProbeResult({"a": float("nan")}, {"t": torch.tensor([1.0, float("inf")])}, {"f": {"x": (1, 2)}})
     assert json.loads(result.to_json(step=3)) == {
-        "step": 3, "scalars": {"a": None}, "tables": {"t": [1.0, None]}, "figures": {"f": {"x": [1, 2]}},
+        "step": 3, "scalars": {"a": None}, "failures": [], "tables": {"t": [1.0, None]},
+        "figures": {"f": {"x": [1, 2]}},
     }  # fmt: skip
 
 

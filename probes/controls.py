@@ -1,0 +1,92 @@
+"""Controls that stand beside a probe's value: intervals, permutations, and a network that learned nothing.
+
+All randomness comes from the generator that is passed in, so a control is the same on every process.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def bootstrap(
+    statistic: Callable[[Tensor], float], n: int, generator: torch.Generator, resamples: int = 200, level: float = 0.95
+) -> tuple[float, float]:
+    """The percentile bootstrap interval of a statistic of n independent items.
+
+    Args:
+        statistic: of the indices ``[n]`` of a resample; not-a-number where it is not defined (left out).
+        n: number of items, such as examples; not of pairs or tokens, which are not independent.
+        generator: draws the resamples.
+        resamples: how many.
+        level: probability that the interval is meant to have.
+
+    Returns:
+        Its lower and upper end; not-a-number where n < 2 or no resample had a value.
+
+    Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, section 13.3.
+    """
+    if n < 2:
+        return math.nan, math.nan
+    draws = torch.randint(n, (resamples, n), generator=generator, device=generator.device).cpu()
+    values = torch.tensor([statistic(indices) for indices in draws], dtype=torch.float64)
+    values = values[values.isfinite()]
+    if not len(values):
+        return math.nan, math.nan
+    tail = (1 - level) / 2
+    low, high = values.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def mean_interval(values: Tensor, generator: torch.Generator, resamples: int = 200) -> tuple[float, float]:
+    """`bootstrap` of the mean of independent values ``[n]``, all resamples at once; not-a-numbers are left out."""
+    values = values.double().flatten().cpu()
+    values = values[values.isfinite()]
+    if len(values) < 2:
+        return math.nan, math.nan
+    draws = torch.randint(len(values), (resamples, len(values)), generator=generator, device=generator.device).cpu()
+    low, high = values[draws].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def permuted(
+    statistic: Callable[[Tensor], float], n: int, generator: torch.Generator, times: int = 20
+) -> tuple[float, float]:
+    """Mean and standard deviation of a statistic over random permutations ``[n]`` of the items: its null distribution.
+
+    Not-a-numbers are left out; both are not-a-number if none is left.
+    """
+    orders = [torch.randperm(n, generator=generator, device=generator.device).cpu() for _ in range(times)]
+    values = torch.tensor([statistic(order) for order in orders], dtype=torch.float64)
+    values = values[values.isfinite()]
+    if not len(values):
+        return math.nan, math.nan
+    return float(values.mean()), float(values.std(correction=0))
+
+
+def scrambled(model: nn.Module, generator: torch.Generator) -> nn.Module:
+    """A copy of the model in which the entries of every parameter are permuted at random.
+
+    The network that learned nothing: architecture, sizes and the distribution of each parameter's entries are those of
+    the model, so it needs no knowledge of how the model was initialised. Buffers are kept. Tied parameters stay tied.
+    """
+    twin = copy.deepcopy(model)
+    for parameter in twin.parameters():
+        order = torch.randperm(parameter.numel(), generator=generator, device=generator.device).to(parameter.device)
+        parameter.data = parameter.data.flatten()[order].view_as(parameter).contiguous()
+    return twin
+
+
+def with_interval(name: str, value: float, interval: tuple[float, float]) -> dict[str, float]:
+    """Three scalars: the value and, as `<name>_low` and `<name>_high`, the ends of its interval."""
+    return {name: value, f"{name}_low": interval[0], f"{name}_high": interval[1]}
+
+
+def finite(scalars: dict[str, Any]) -> dict[str, float]:
+    """The scalars that are numbers: what is not defined is left out of the log rather than logged as not-a-number."""
+    return {name: float(value) for name, value in scalars.items() if not math.isnan(float(value))}
