@@ -26,6 +26,7 @@ import algornn.datamodules
 import algornn.probes
 from algornn import recipes
 from algornn.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, RandomState, read_checkpoint
+from algornn.predictions import PredictionWriter
 from algornn.probes.subject import ProbeError
 from algornn.run import Recipe, RunRecord, new_run_folder, read_config
 
@@ -82,7 +83,8 @@ class SaveConfig(SaveConfigCallback):
         config.run_dir = config.ckpt_path = None
         if Path(config.checkpoint.dirpath) == run / "checkpoints":
             config.checkpoint.dirpath = None
-        self.parser.save(config, str(run / "config.yaml"), overwrite=True)
+        # Nulls are settings, too: without `monitor: null` the default monitor would come back.
+        self.parser.save(config, str(run / "config.yaml"), skip_unset=False, overwrite=True)
 
 
 class AlgornnCLI(LightningCLI):
@@ -161,7 +163,7 @@ class AlgornnCLI(LightningCLI):
                 TensorBoardLogger(run, name="tensorboard", version=""),
             ]
         kwargs["plugins"] = [*_as_list(trainer.plugins), AtomicCheckpointIO()]
-        self.trainer_defaults["callbacks"] = [last, RandomState(), record]
+        self.trainer_defaults["callbacks"] = [last, RandomState(), record, PredictionWriter()]
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
@@ -245,8 +247,16 @@ def _check_run_folder(run: Path, checkpoints: Path, command: str, ckpt_path: str
             f"No checkpoint at {ckpt_path}. Give --run_dir of a trained run or --ckpt_path FILE, last or best."
         )
     own = ckpt_path is not None and Path(ckpt_path).resolve().parent == checkpoints.resolve()
-    if command == "fit" and not own and (run / "config.yaml").exists():
+    if command == "fit" and not own and (run / "config.yaml").exists() and not _came_to_nothing(run, checkpoints):
         raise FileExistsError(f"{run} holds a run. Go on with it by --ckpt_path last, or choose another --run_dir.")
+
+
+def _came_to_nothing(run: Path, checkpoints: Path) -> bool:
+    """Whether a start in this folder failed before its first step was logged: nothing is lost by another one."""
+    last = checkpoints / "last.ckpt"
+    logged = any(len(log.read_text().splitlines()) > 1 for log in run.glob("logs/version_*/metrics.csv"))
+    begun = logged or (run / "metrics.json").exists() or (checkpoints / "best.ckpt").exists()
+    return not begun and last.is_file() and read_checkpoint(last)["global_step"] == 0
 
 
 def _as_list(value: Any) -> list[Any]:
