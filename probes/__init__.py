@@ -1,5 +1,6 @@
 """Probes: questions asked of any model, during training or after, that leave the training untouched."""
 
+from algornn.probes.decoding import LinearDecodingProbe
 from algornn.probes.fast_weights import FastWeightProbe, OwnsFastWeights
 from algornn.probes.probe import Probe
 from algornn.probes.result import ProbeResult
@@ -8,6 +9,7 @@ from algornn.probes.weight_masks import WeightMaskProbe
 
 __all__ = [
     "FastWeightProbe",
+    "LinearDecodingProbe",
     "OwnsFastWeights",
     "Probe",
     "ProbeResult",
