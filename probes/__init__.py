@@ -4,6 +4,7 @@ from algornn.probes.decoding import LinearDecodingProbe
 from algornn.probes.fast_weights import FastWeightProbe, OwnsFastWeights
 from algornn.probes.probe import Probe
 from algornn.probes.result import ProbeResult
+from algornn.probes.similarity import RepresentationSimilarityProbe
 from algornn.probes.subject import Subject
 from algornn.probes.weight_masks import WeightMaskProbe
 
@@ -13,6 +14,7 @@ __all__ = [
     "OwnsFastWeights",
     "Probe",
     "ProbeResult",
+    "RepresentationSimilarityProbe",
     "Subject",
     "WeightMaskProbe",
 ]
