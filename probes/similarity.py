@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from algornn.probes.controls import finite, jackknife, jackknife_interval, permuted, scrambled, with_interval
 from algornn.probes.hsic import cka, compact
+from algornn.probes.model_copy import copy_of
 from algornn.probes.probe import Probe
 from algornn.probes.result import ProbeResult
-from algornn.probes.subject import Subject, copy_of
+from algornn.probes.subject import Subject
 
 MODEL, SCRAMBLED, OTHER = "model", "scrambled", "other"
 DISTANCES = ("correlation", "euclidean")

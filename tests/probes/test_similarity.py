@@ -194,11 +194,11 @@ def test_rsa_is_spearman_of_the_upper_triangles():
     X, Y = normal(7, 3).double(), normal(7, 4, seed=1).double()
     pairs = [(i, j) for i in range(7) for j in range(i + 1, 7)]
 
-    def ranks(h):
+    def literal(h):
         distances = torch.stack([1 - torch.corrcoef(torch.stack([h[i], h[j]]))[0, 1] for i, j in pairs])
         return distances.argsort().argsort().double()
 
-    expected = float(torch.corrcoef(torch.stack([ranks(X), ranks(Y)]))[0, 1])
+    expected = float(torch.corrcoef(torch.stack([literal(X), literal(Y)]))[0, 1])
     D, E = (dissimilarities(h, "correlation") for h in (X, Y))
     assert rsa([D], [E]) == pytest.approx(expected, abs=1e-12)
     assert rsa([D], [E]) != pytest.approx(rsa([dissimilarities(X, "euclidean")], [E]), abs=1e-3)
