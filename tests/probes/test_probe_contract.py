@@ -18,7 +18,7 @@ from algornn.probes import (
 CASES = {
     MeanLoss: {},
     FastWeightProbe: {},
-    LinearDecodingProbe: {"sites": ["memory", "memory.embedding"], "portions": (0.1, 0.5, 1)},
+    LinearDecodingProbe: {"sites": ["memory", "memory.embedding"], "portions": (0.2, 1), "max_batches": 3},
     RepresentationSimilarityProbe: {"sites": ["memory", "memory.embedding"], "permutations": 3, "max_batches": 3},
     WeightMaskProbe: {"steps": 3, "repeats": 2},
 }
