@@ -1,16 +1,20 @@
 """Probes: questions asked of any model, during training or after, that leave the training untouched."""
 
+from algornn.probes.decoding import LinearDecodingProbe
 from algornn.probes.fast_weights import FastWeightProbe, OwnsFastWeights
 from algornn.probes.probe import Probe
 from algornn.probes.result import ProbeResult
+from algornn.probes.similarity import RepresentationSimilarityProbe
 from algornn.probes.subject import Subject
 from algornn.probes.weight_masks import WeightMaskProbe
 
 __all__ = [
     "FastWeightProbe",
+    "LinearDecodingProbe",
     "OwnsFastWeights",
     "Probe",
     "ProbeResult",
+    "RepresentationSimilarityProbe",
     "Subject",
     "WeightMaskProbe",
 ]

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from algornn.probes.batches import Batches
 from algornn.probes.sites import activations
@@ -83,16 +84,18 @@ class Subject:
 
         Args:
             batch: one of `loader`.
-            model: takes the place of the subject's model, for a control.
+            model: takes the place of the subject's model, for a control. It works on copies of its buffers, so what it
+                answers does not depend on the batches that this process had before.
 
         Raises:
             ValueError: the loss never calls the model.
         """
         outputs: list[Any] = []
         model = self.model if model is None else model
+        buffers = {} if model is self.model else {name: buffer.clone() for name, buffer in model.named_buffers()}
 
         def recorded(*args: Any, **kwargs: Any) -> Any:
-            outputs.append(model(*args, **kwargs))
+            outputs.append(functional_call(model, buffers, args, kwargs) if buffers else model(*args, **kwargs))
             return outputs[-1]
 
         with torch.no_grad():

@@ -2,10 +2,19 @@
 
 import math
 
+import pytest
 import torch
 from torch import nn
 
-from algornn.probes.controls import bootstrap, finite, mean_interval, permuted, scrambled
+from algornn.probes.controls import (
+    bootstrap,
+    finite,
+    jackknife,
+    jackknife_interval,
+    mean_interval,
+    permuted,
+    scrambled,
+)
 
 
 def generator(seed=0):
@@ -29,6 +38,22 @@ def test_intervals_of_nothing_are_not_numbers():
     assert all(map(math.isnan, mean_interval(torch.tensor([1.0]), generator())))
     assert mean_interval(torch.tensor([2.0, 2.0, math.nan]), generator()) == (2.0, 2.0)
     assert all(map(math.isnan, permuted(lambda order: math.nan, 5, generator())))
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error():
+    x = torch.randn(30, generator=generator(), dtype=torch.float64)
+    mean, error = float(x.mean()), float(x.std()) / math.sqrt(30)
+    each = jackknife(lambda kept: float(x[kept].mean()), 30, groups=30)
+    assert torch.allclose(each, (x.sum() - x) / 29)
+    assert jackknife_interval(mean, each) == (
+        pytest.approx(mean - 1.96 * error),
+        pytest.approx(mean + 1.96 * error),
+    )
+    assert len(jackknife(lambda kept: float(len(kept)), 7, groups=3)) == 3
+    assert jackknife(lambda kept: float(len(kept)), 7, groups=3).tolist() == [4.0, 5.0, 5.0]
+    assert len(jackknife(lambda kept: 0.0, 2)) == 2
+    assert all(map(math.isnan, jackknife_interval(1.0, torch.tensor([1.0, math.nan]))))
+    assert all(map(math.isnan, jackknife_interval(1.0, jackknife(lambda kept: 0.0, 0))))
 
 
 def test_permuted_gives_the_null_distribution():
