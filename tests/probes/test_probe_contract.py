@@ -6,12 +6,20 @@ from lightning.pytorch import Callback
 from tiny_learner import Learner, MeanLoss, Recorder, loader, same, train
 
 import algornn.probes
-from algornn.probes import FastWeightProbe, Probe, WeightMaskProbe
+from algornn.probes import (
+    ConsistencyProbe,
+    FastWeightProbe,
+    GeneralizationGapProbe,
+    Probe,
+    WeightMaskProbe,
+)
 
 # One row per probe: small settings with which it can measure the learner of tiny_learner.
 CASES = {
     MeanLoss: {},
+    ConsistencyProbe: {"twin": lambda batch: batch._replace(x=batch.x.flip(1))},
     FastWeightProbe: {},
+    GeneralizationGapProbe: {"ood": ["third"]},
     WeightMaskProbe: {"steps": 3, "repeats": 2},
 }
 each = pytest.mark.parametrize("kind", CASES, ids=lambda kind: kind.__name__)
