@@ -3,6 +3,7 @@
 from algornn.probes.consistency import ConsistencyProbe
 from algornn.probes.fast_weights import FastWeightProbe, OwnsFastWeights
 from algornn.probes.generalization import GeneralizationGapProbe
+from algornn.probes.interchange import InterchangeProbe
 from algornn.probes.probe import Probe
 from algornn.probes.result import ProbeResult
 from algornn.probes.subject import Subject
@@ -12,6 +13,7 @@ __all__ = [
     "ConsistencyProbe",
     "FastWeightProbe",
     "GeneralizationGapProbe",
+    "InterchangeProbe",
     "OwnsFastWeights",
     "Probe",
     "ProbeResult",

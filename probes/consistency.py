@@ -88,11 +88,11 @@ class ConsistencyProbe(Probe):
         result = ProbeResult()
         if self.twin is not None:
             twins = self.twin if callable(self.twin) else self._twin_batches(subject).__getitem__
-            columns = self._gathered(subject, partial(self._twins, twins), subject.loader)
-            _merge(result, twin_report(*columns, subject.generator))
+            a, b, own, other = self._gathered(subject, partial(self._twins, twins), subject.loader)
+            _merge(result, twin_report(a, b, own, other, subject.generator))
         if self.unrolled is not None:
-            columns = self._gathered(subject, self._unrolled, subject.loader)
-            _merge(result, local_report(*columns, subject.generator))
+            a, b = self._gathered(subject, self._unrolled, subject.loader)
+            _merge(result, local_report(a, b, subject.generator))
         if self.exceptions is not None:
             batches = Batches.of(self.exceptions, self.max_batches, self.seed, subject.device)
             match = overgeneralisation(*self._gathered(subject, self._exceptions, batches))
@@ -199,12 +199,12 @@ def twin_report(
     same, wrong = consistency(a, b, targets, twin_targets)
     accuracy, twin_accuracy = exact_match(a, targets), exact_match(b, twin_targets)
     both = same[wrong].double()
-    failed = [[s for s, w in zip(sequences, wrong.tolist(), strict=True) if w] for sequences in (a, b)]
+    a_wrong, b_wrong = ([s for s, w in zip(column, wrong.tolist(), strict=True) if w] for column in (a, b))
     scalars = {
         "consistency": float(same.double().mean()),
         "consistency_both_wrong": float(both.mean()),
         "consistency_chance": agreement_by_chance(a, b, generator),
-        "consistency_both_wrong_chance": agreement_by_chance(*failed, generator),
+        "consistency_both_wrong_chance": agreement_by_chance(a_wrong, b_wrong, generator),
         "exact_match": float(accuracy.double().mean()),
         "twin_exact_match": float(twin_accuracy.double().mean()),
         "both_wrong": float(wrong.double().mean()),
@@ -212,10 +212,10 @@ def twin_report(
     for name, values in {"consistency": same.double(), "consistency_both_wrong": both}.items():
         scalars |= with_interval(name, scalars[name], mean_interval(values, generator))
     kinds = {
-        "same, both right": ~wrong & same & accuracy,
-        "same, both wrong": wrong & same,
-        "different, one right": ~wrong & ~same,
-        "different, both wrong": wrong & ~same,
+        "same, both wrong": same & wrong,
+        "same, not both wrong": same & ~wrong,
+        "different, both wrong": ~same & wrong,
+        "different, not both wrong": ~same & ~wrong,
     }
     table = {name: int(rows.sum()) for name, rows in kinds.items()}
     return ProbeResult(

@@ -87,7 +87,7 @@ class GeneralizationGapProbe(Probe):
         if isinstance(self.ood, Mapping):
             sets |= {k: Batches.of(v, self.max_batches, self.seed, subject.device) for k, v in self.ood.items()}
         items = [(name, index) for name, batches in sets.items() for index in range(len(batches))]
-        parts = subject.map(lambda item, _: self._batch(subject, *item, sets[item[0]]), items)
+        parts = subject.map(lambda item, _: self._batch(subject, item[0], item[1], sets[item[0]]), items)
         rows = [row for part in parts for row in part]
         if self.ood is not None and not isinstance(self.ood, Mapping):
             rows = _moved(rows, self.ood)

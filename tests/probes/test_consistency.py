@@ -53,7 +53,7 @@ def test_the_report_of_a_released_run():
     assert result.failures == []
     table = result.tables["twins"]
     assert sum(table.values()) == 10000
-    assert table["same, both right"] + table["same, both wrong"] == 5911
+    assert table["same, not both wrong"] + table["same, both wrong"] == 5911
     assert table["same, both wrong"] + table["different, both wrong"] == round(10000 * result.scalars["both_wrong"])
 
 
@@ -96,10 +96,10 @@ def test_twins_of_a_known_model(loaded):
     assert result.scalars["consistency_both_wrong"] == pytest.approx(4 / 6)
     assert result.scalars["exact_match"] == result.scalars["twin_exact_match"] == pytest.approx(0.4)
     assert result.tables["twins"] == {
-        "same, both right": 4,
         "same, both wrong": 4,
-        "different, one right": 0,
+        "same, not both wrong": 4,
         "different, both wrong": 2,
+        "different, not both wrong": 0,
     }
     assert result.failures == []
     draw(result.figures["consistency"])

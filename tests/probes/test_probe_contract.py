@@ -10,9 +10,21 @@ from algornn.probes import (
     ConsistencyProbe,
     FastWeightProbe,
     GeneralizationGapProbe,
+    InterchangeProbe,
     Probe,
     WeightMaskProbe,
 )
+
+
+class FirstWord:
+    """A causal model of the task: the label is the first word modulo 3."""
+
+    def variable(self, batch):
+        return batch.x[:, 0] % 3
+
+    def counterfactual(self, base, source):
+        return self.variable(source)
+
 
 # One row per probe: small settings with which it can measure the learner of tiny_learner.
 CASES = {
@@ -20,6 +32,7 @@ CASES = {
     ConsistencyProbe: {"twin": lambda batch: batch._replace(x=batch.x.flip(1))},
     FastWeightProbe: {},
     GeneralizationGapProbe: {"ood": ["third"]},
+    InterchangeProbe: {"causal_model": FirstWord(), "site": "memory", "dimensions": 2, "steps": 3, "blocks": 4},
     WeightMaskProbe: {"steps": 3, "repeats": 2},
 }
 each = pytest.mark.parametrize("kind", CASES, ids=lambda kind: kind.__name__)
