@@ -4,12 +4,14 @@ from algornn.probes.consistency import ConsistencyProbe
 from algornn.probes.fast_weights import FastWeightProbe, OwnsFastWeights
 from algornn.probes.generalization import GeneralizationGapProbe
 from algornn.probes.interchange import InterchangeProbe
+from algornn.probes.patching import ActivationPatchingProbe
 from algornn.probes.probe import Probe
 from algornn.probes.result import ProbeResult
 from algornn.probes.subject import Subject
 from algornn.probes.weight_masks import WeightMaskProbe
 
 __all__ = [
+    "ActivationPatchingProbe",
     "ConsistencyProbe",
     "FastWeightProbe",
     "GeneralizationGapProbe",

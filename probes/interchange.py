@@ -305,8 +305,8 @@ def _failures(scalars: dict[str, float], k: int | None, batches: int) -> list[st
 
 def _figures(scalars: dict[str, float], names: Sequence[str], table: dict[str, list[Any]]) -> dict[str, Any]:
     labels = {
-        "das": "DAS", "localist": "best axis", "noop": "nothing", "random": "random Q", "full_swap": "everything",
-        "scrambled_das": "DAS, shuffled weights",
+        "das": "DAS", "localist": "best axis", "noop": "nothing", "random": "random Q", "full_swap": "all axes",
+        "scrambled_das": "DAS, shuffled",
     }  # fmt: skip
     n = len(table["block"])
     frame = {"kind": "bar", "ylabel": "IIA"}
@@ -323,7 +323,7 @@ def _figures(scalars: dict[str, float], names: Sequence[str], table: dict[str, l
             "title": "Interchange intervention accuracy, axis by axis",
             "xlabel": "axes that are taken from the source",
             "x": table["block"],
-            "series": {"IIA": table["iia"], "nothing": [scalars["noop_iia"]] * n},
+            "series": {"IIA": table["iia"], "nothing replaced": [scalars["noop_iia"]] * n},
         },
     }
 

@@ -7,6 +7,7 @@ from tiny_learner import Learner, MeanLoss, Recorder, loader, same, train
 
 import algornn.probes
 from algornn.probes import (
+    ActivationPatchingProbe,
     ConsistencyProbe,
     FastWeightProbe,
     GeneralizationGapProbe,
@@ -29,6 +30,7 @@ class FirstWord:
 # One row per probe: small settings with which it can measure the learner of tiny_learner.
 CASES = {
     MeanLoss: {},
+    ActivationPatchingProbe: {"corrupt": lambda batch: batch._replace(x=batch.x.flip(0), y=batch.y.flip(0))},
     ConsistencyProbe: {"twin": lambda batch: batch._replace(x=batch.x.flip(1))},
     FastWeightProbe: {},
     GeneralizationGapProbe: {"ood": ["third"]},
