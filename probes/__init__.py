@@ -1,5 +1,6 @@
 """Probes: questions asked of any model, during training or after, that leave the training untouched."""
 
+from algornn.probes.compatibility import FunctionCompatibilityProbe
 from algornn.probes.consistency import ConsistencyProbe
 from algornn.probes.fast_weights import FastWeightProbe, OwnsFastWeights
 from algornn.probes.generalization import GeneralizationGapProbe
@@ -14,6 +15,7 @@ __all__ = [
     "ActivationPatchingProbe",
     "ConsistencyProbe",
     "FastWeightProbe",
+    "FunctionCompatibilityProbe",
     "GeneralizationGapProbe",
     "InterchangeProbe",
     "OwnsFastWeights",
