@@ -84,6 +84,15 @@ def test_a_control_network_takes_the_models_place():
     assert found[0] == found[1] == [(1,), (2,)]
 
 
+def test_a_forward_records_the_graph_if_asked():
+    batch = (torch.ones(2, 3), torch.tensor([0, 1]))
+    driver = subject(nn.Linear(3, 2), batch)
+    assert not driver.forward(batch).requires_grad
+    assert driver.forward(batch, gradient=True).requires_grad
+    with torch.no_grad():
+        assert driver.forward(batch, gradient=True).requires_grad
+
+
 @pytest.mark.parametrize(
     ("answers", "batch", "model", "words"),
     [
