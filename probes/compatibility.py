@@ -184,7 +184,8 @@ def function_similarity(cells: Sequence[Cell], C: Tensor) -> tuple[list[tuple[st
     values = C.tolist()
 
     def mean(a: tuple[str, str], b: tuple[str, str]) -> float:
-        shared = [(rows[(*a, z)], rows[(*b, z)]) for z in symbols if (*a, z) in rows and (*b, z) in rows]
+        pairs = [((*a, z), (*b, z)) for z in symbols]
+        shared = [(rows[x], rows[y]) for x, y in pairs if x in rows and y in rows]
         return sum(values[i][j] for i, j in shared) / len(shared) if shared else 0.0
 
     return functions, torch.tensor([[mean(a, b) for b in functions] for a in functions], dtype=torch.float64)
@@ -205,8 +206,7 @@ def clusters_of(similarity: Tensor, k: int) -> tuple[list[int], list[int]]:
 def composition_table(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """A[first group, second group], the accuracy of compositions; not-a-number where there is none."""
     groups = sorted({row[key] for row in rows for key in ("first_group", "second_group")})
-    return {a: {b: _accuracy(rows, lambda r, a=a, b=b: (r["first_group"], r["second_group"]) == (a, b)) for b in groups}
-            for a in groups}  # fmt: skip
+    return {a: {b: _cell(rows, a, b) for b in groups} for a in groups}
 
 
 def report(
@@ -267,8 +267,7 @@ def cluster_table(rows: Sequence[dict[str, Any]], members: Sequence[dict[str, An
     cluster = {(m["group"], m["function"]): f"cluster {m['cluster']}" for m in members}
     known = [{**r, "first_group": cluster.get((r["first_group"], r["first"]), "unknown")} for r in rows]
     first, second = (sorted({r[key] for r in known}) for key in ("first_group", "second_group"))
-    return {a: {b: _accuracy(known, lambda r, a=a, b=b: (r["first_group"], r["second_group"]) == (a, b))
-                for b in second} for a in first}  # fmt: skip
+    return {a: {b: _cell(known, a, b) for b in second} for a in first}
 
 
 def permuted_compat(cells: Sequence[Cell], C: Tensor, generator: torch.Generator) -> float:
@@ -326,6 +325,10 @@ def _map(title: str, xlabel: str, ylabel: str, x: Any, y: Any, values: Any) -> d
 def _accuracy(rows: Sequence[dict[str, Any]], chosen: Callable[[dict[str, Any]], bool]) -> float:
     correct = [float(row["correct"]) for row in rows if chosen(row)]
     return sum(correct) / len(correct) if correct else math.nan
+
+
+def _cell(rows: Sequence[dict[str, Any]], first: str, second: str) -> float:
+    return _accuracy(rows, lambda row: (row["first_group"], row["second_group"]) == (first, second))
 
 
 def _mean(values: dict[str, float]) -> float:

@@ -332,7 +332,7 @@ def _swapped(batch: Any, fields: Mapping[str | int, str | int]) -> Any:
     if isinstance(batch, Mapping):
         return {**batch, **values}
     if hasattr(batch, "_replace"):
-        return batch._replace(**values)
+        return batch._replace(**{str(name): value for name, value in values.items()})
     if isinstance(batch, (tuple, list)):
         return type(batch)(values.get(index, value) for index, value in enumerate(batch))
     raise ValueError(f"Fields of a {type(batch).__name__} cannot be exchanged: pass a function of the batch.")
