@@ -221,7 +221,8 @@ class AlgornnCLI(LightningCLI):
 
 def _link_sizes(parser: LightningArgumentParser) -> None:
     """Let the model take from the data what it must know of them; skipped where it has no such argument."""
-    for size in ("vocab_size", "output_size", "ids_per_token", "sentence_length", "num_keys", "num_values"):
+    words = ("vocab_size", "output_size", "ids_per_token", "sentence_length")
+    for size in (*words, "input_size", "digits", "num_keys", "num_values"):
         parser.link_arguments(f"data.{size}", f"model.init_args.model.init_args.{size}", apply_on="instantiate")
 
 
