@@ -1,7 +1,12 @@
 """Probes: questions asked of any model, during training or after, that leave the training untouched."""
 
+from algornn.probes.compatibility import FunctionCompatibilityProbe
+from algornn.probes.consistency import ConsistencyProbe
 from algornn.probes.decoding import LinearDecodingProbe
 from algornn.probes.fast_weights import FastWeightProbe, OwnsFastWeights
+from algornn.probes.generalization import GeneralizationGapProbe
+from algornn.probes.interchange import InterchangeProbe
+from algornn.probes.patching import ActivationPatchingProbe
 from algornn.probes.probe import Probe
 from algornn.probes.result import ProbeResult
 from algornn.probes.similarity import RepresentationSimilarityProbe
@@ -9,7 +14,12 @@ from algornn.probes.subject import Subject
 from algornn.probes.weight_masks import WeightMaskProbe
 
 __all__ = [
+    "ActivationPatchingProbe",
+    "ConsistencyProbe",
     "FastWeightProbe",
+    "FunctionCompatibilityProbe",
+    "GeneralizationGapProbe",
+    "InterchangeProbe",
     "LinearDecodingProbe",
     "OwnsFastWeights",
     "Probe",

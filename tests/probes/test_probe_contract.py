@@ -7,19 +7,40 @@ from tiny_learner import Learner, MeanLoss, Recorder, loader, same, train
 
 import algornn.probes
 from algornn.probes import (
+    ActivationPatchingProbe,
+    ConsistencyProbe,
     FastWeightProbe,
+    FunctionCompatibilityProbe,
+    GeneralizationGapProbe,
+    InterchangeProbe,
     LinearDecodingProbe,
     Probe,
     RepresentationSimilarityProbe,
     WeightMaskProbe,
 )
 
+
+class FirstWord:
+    """A causal model of the task: the label is the first word modulo 3."""
+
+    def variable(self, batch):
+        return batch.x[:, 0] % 3
+
+    def counterfactual(self, base, source):
+        return self.variable(source)
+
+
 # One row per probe: small settings with which it can measure the learner of tiny_learner.
 CASES = {
     MeanLoss: {},
+    ActivationPatchingProbe: {"corrupt": lambda batch: batch._replace(x=batch.x.flip(0), y=batch.y.flip(0))},
+    ConsistencyProbe: {"twin": lambda batch: batch._replace(x=batch.x.flip(1))},
     FastWeightProbe: {},
     LinearDecodingProbe: {"sites": ["memory", "memory.embedding"], "portions": (0.2, 1), "max_batches": 3},
     RepresentationSimilarityProbe: {"sites": ["memory", "memory.embedding"], "permutations": 3, "max_batches": 3},
+    FunctionCompatibilityProbe: {"site": "head:input", "function": lambda batch: batch.x[:, 1], "symbol": "y"},
+    GeneralizationGapProbe: {"ood": ["third"]},
+    InterchangeProbe: {"causal_model": FirstWord(), "site": "memory", "dimensions": 2, "steps": 3, "blocks": 4},
     WeightMaskProbe: {"steps": 3, "repeats": 2},
 }
 each = pytest.mark.parametrize("kind", CASES, ids=lambda kind: kind.__name__)
