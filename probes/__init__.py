@@ -1,16 +1,20 @@
 """Probes: questions asked of any model, during training or after, that leave the training untouched."""
 
+from algornn.probes.disentanglement import DisentanglementProbe
 from algornn.probes.fast_weights import FastWeightProbe, OwnsFastWeights
 from algornn.probes.probe import Probe
 from algornn.probes.result import ProbeResult
 from algornn.probes.subject import Subject
+from algornn.probes.topographic import TopographicSimilarityProbe
 from algornn.probes.weight_masks import WeightMaskProbe
 
 __all__ = [
+    "DisentanglementProbe",
     "FastWeightProbe",
     "OwnsFastWeights",
     "Probe",
     "ProbeResult",
     "Subject",
+    "TopographicSimilarityProbe",
     "WeightMaskProbe",
 ]

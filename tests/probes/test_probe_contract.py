@@ -6,12 +6,20 @@ from lightning.pytorch import Callback
 from tiny_learner import Learner, MeanLoss, Recorder, loader, same, train
 
 import algornn.probes
-from algornn.probes import FastWeightProbe, Probe, WeightMaskProbe
+from algornn.probes import (
+    DisentanglementProbe,
+    FastWeightProbe,
+    Probe,
+    TopographicSimilarityProbe,
+    WeightMaskProbe,
+)
 
 # One row per probe: small settings with which it can measure the learner of tiny_learner.
 CASES = {
     MeanLoss: {},
+    DisentanglementProbe: {"meaning": "x", "at": "memory", "permutations": 5, "resamples": 5},
     FastWeightProbe: {},
+    TopographicSimilarityProbe: {"meaning": "x", "at": "memory.embedding", "permutations": 5, "resamples": 5},
     WeightMaskProbe: {"steps": 3, "repeats": 2},
 }
 each = pytest.mark.parametrize("kind", CASES, ids=lambda kind: kind.__name__)
