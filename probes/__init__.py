@@ -6,6 +6,7 @@ from algornn.probes.probe import Probe
 from algornn.probes.result import ProbeResult
 from algornn.probes.subject import Subject
 from algornn.probes.topographic import TopographicSimilarityProbe
+from algornn.probes.tree_reconstruction import TreeReconstructionProbe
 from algornn.probes.weight_masks import WeightMaskProbe
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "ProbeResult",
     "Subject",
     "TopographicSimilarityProbe",
+    "TreeReconstructionProbe",
     "WeightMaskProbe",
 ]

@@ -11,6 +11,7 @@ from algornn.probes import (
     FastWeightProbe,
     Probe,
     TopographicSimilarityProbe,
+    TreeReconstructionProbe,
     WeightMaskProbe,
 )
 
@@ -20,6 +21,13 @@ CASES = {
     DisentanglementProbe: {"meaning": "x", "at": "memory", "permutations": 5, "resamples": 5},
     FastWeightProbe: {},
     TopographicSimilarityProbe: {"meaning": "x", "at": "memory.embedding", "permutations": 5, "resamples": 5},
+    TreeReconstructionProbe: {
+        "at": "memory",
+        "derivation": lambda batch: [tuple(row) for row in batch.x.tolist()],
+        "composition": "mlp",
+        "steps": 3,
+        "permutations": 2,
+    },
     WeightMaskProbe: {"steps": 3, "repeats": 2},
 }
 each = pytest.mark.parametrize("kind", CASES, ids=lambda kind: kind.__name__)
