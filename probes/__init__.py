@@ -5,6 +5,7 @@ from algornn.probes.fast_weights import FastWeightProbe, OwnsFastWeights
 from algornn.probes.probe import Probe
 from algornn.probes.result import ProbeResult
 from algornn.probes.subject import Subject
+from algornn.probes.tensor_product import TensorProductProbe
 from algornn.probes.topographic import TopographicSimilarityProbe
 from algornn.probes.tree_reconstruction import TreeReconstructionProbe
 from algornn.probes.weight_masks import WeightMaskProbe
@@ -16,6 +17,7 @@ __all__ = [
     "Probe",
     "ProbeResult",
     "Subject",
+    "TensorProductProbe",
     "TopographicSimilarityProbe",
     "TreeReconstructionProbe",
     "WeightMaskProbe",

@@ -10,6 +10,7 @@ from algornn.probes import (
     DisentanglementProbe,
     FastWeightProbe,
     Probe,
+    TensorProductProbe,
     TopographicSimilarityProbe,
     TreeReconstructionProbe,
     WeightMaskProbe,
@@ -20,6 +21,7 @@ CASES = {
     MeanLoss: {},
     DisentanglementProbe: {"meaning": "x", "at": "memory", "permutations": 5, "resamples": 5},
     FastWeightProbe: {},
+    TensorProductProbe: {"at": "memory", "fillers": "x", "permutations": 2},
     TopographicSimilarityProbe: {"meaning": "x", "at": "memory.embedding", "permutations": 5, "resamples": 5},
     TreeReconstructionProbe: {
         "at": "memory",
