@@ -1,6 +1,7 @@
 """Probes: questions asked of any model, during training or after, that leave the training untouched."""
 
 from algornn.probes.disentanglement import DisentanglementProbe
+from algornn.probes.factor_codes import FactorCodeProbe
 from algornn.probes.fast_weights import FastWeightProbe, OwnsFastWeights
 from algornn.probes.probe import Probe
 from algornn.probes.result import ProbeResult
@@ -12,6 +13,7 @@ from algornn.probes.weight_masks import WeightMaskProbe
 
 __all__ = [
     "DisentanglementProbe",
+    "FactorCodeProbe",
     "FastWeightProbe",
     "OwnsFastWeights",
     "Probe",

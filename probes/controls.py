@@ -34,17 +34,30 @@ def bootstrap(
     if n < 2:
         return math.nan, math.nan
     draws = torch.randint(n, (resamples, n), generator=generator, device=generator.device).cpu()
-    return percentiles([statistic(indices) for indices in draws], level)
-
-
-def percentiles(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """The interval without equal shares of the lowest and highest of resampled values; not-a-numbers are left out."""
-    known = _known(values)
-    if not len(known):
+    values = _known([statistic(indices) for indices in draws])
+    if not len(values):
         return math.nan, math.nan
     tail = (1 - level) / 2
-    low, high = known.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    low, high = values.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return low, high
+
+
+def around(value: float, resampled: Sequence[float], least: float, most: float) -> tuple[float, float]:
+    """The interval value +- 1.96 bootstrap standard errors, within the range of the statistic.
+
+    For statistics that resampling shifts, such as mutual information: percentiles of the resamples would not hold the
+    value, because examples that occur twice look like a regularity.
+
+    Args:
+        value: the statistic of all items.
+        resampled: the statistic of each resample; not-a-numbers are left out.
+        least: the statistic's smallest possible value.
+        most: its largest.
+
+    Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, section 13.2.
+    """
+    reach = 1.96 * spread(resampled)[1]
+    return (math.nan, math.nan) if math.isnan(reach + value) else (max(value - reach, least), min(value + reach, most))
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:

@@ -38,7 +38,8 @@ class DisentanglementProbe(Probe):
     (1 / K). What is not defined, such as `posdis` of a message that never varies, is left out: it is not 0.
 
     Beside each: the mean and standard deviation with messages shuffled over the examples (mutual information is biased
-    upwards where examples are few), the network with scrambled weights, and a bootstrap interval over examples.
+    upwards where examples are few), the network with scrambled weights, and an interval of 1.96 bootstrap standard
+    errors over examples.
 
     Args:
         meaning: at least two attributes ``[B, A]`` of whole numbers, a field of the batches or a function of a batch.
@@ -154,7 +155,8 @@ class DisentanglementProbe(Probe):
         resampled = [self._values({k: t.take(rows) for k, t in tables.items()}) for rows in drawn] if n > 1 else []
         scalars: dict[str, float] = {}
         for name, value in values.items():
-            scalars.update(controls.with_interval(name, value, controls.percentiles([v[name] for v in resampled])))
+            interval = controls.around(value, [row[name] for row in resampled], 0, 1)
+            scalars.update(controls.with_interval(name, value, interval))
         for name in values:
             scalars[f"{name}_shuffled"], scalars[f"{name}_shuffled_std"] = null[name]
             scalars[f"{name}_scrambled"] = scrambled.get(name, math.nan)
@@ -238,10 +240,10 @@ def _failures(scalars: dict[str, float], names: list[str]) -> list[str]:
         value, null, scrambled = scalars[name], scalars[f"{name}_shuffled"], scalars[f"{name}_scrambled"]
         if value <= null + 2 * scalars[f"{name}_shuffled_std"]:
             failures.append(
-                f"Shuffled messages have a {name} of {null:.2f} and these one of {value:.2f}: do not conclude that "
-                "they tell attributes apart."
+                f"A {name} of {value:.2f} is no more than that of shuffled messages ({null:.2f}): do not conclude from "
+                "it that symbols stand for attributes."
             )
-        if scrambled > value - 1e-9:
+        elif scrambled > value - 1e-9:
             failures.append(
                 f"A network with scrambled weights has a {name} of {scrambled:.2f}, not below {value:.2f}: do not "
                 "conclude that it was learned."

@@ -144,6 +144,7 @@ def test_a_model_that_keeps_places_by_construction_fails_the_scrambled_control()
     assert result.scalars["posdis"] == pytest.approx(1)
     assert result.scalars["posdis_scrambled"] == pytest.approx(1)
     assert result.scalars["posdis_shuffled"] < 0.3
+    assert 0.8 < result.scalars["posdis_low"] < result.scalars["posdis_high"] == 1
     (failure,) = [failure for failure in result.failures if "posdis" in failure]
     assert "scrambled weights" in failure
     assert result.tables["information"][0][1] == pytest.approx(0, abs=1e-12)
@@ -174,7 +175,7 @@ def test_shuffled_messages_of_few_examples_are_biased_and_the_correction_helps()
     assert float(corrected[0, 0] - plain[0, 0]) == pytest.approx((6 + 6 - cells - 1) / (160 * math.log(2)))
     assert float(H[0] - information(x, y)[1][0]) == pytest.approx(5 / (160 * math.log(2)))
     result = run(grid(6), message=torch.randint(0, 6, (36, 2), generator=generator))
-    assert any("posdis" in failure and "Shuffled" in failure for failure in result.failures)
+    assert any("posdis" in failure and "shuffled" in failure for failure in result.failures)
     low = run(grid(6), message=messages_of("identity", 6), corrected=True).scalars
     assert low["posdis_shuffled"] < 1
 

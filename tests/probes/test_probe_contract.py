@@ -8,6 +8,7 @@ from tiny_learner import Learner, MeanLoss, Recorder, loader, same, train
 import algornn.probes
 from algornn.probes import (
     DisentanglementProbe,
+    FactorCodeProbe,
     FastWeightProbe,
     Probe,
     TensorProductProbe,
@@ -20,6 +21,13 @@ from algornn.probes import (
 CASES = {
     MeanLoss: {},
     DisentanglementProbe: {"meaning": "x", "at": "memory", "permutations": 5, "resamples": 5},
+    FactorCodeProbe: {
+        "factors": lambda batch: batch.x[:, :2],
+        "at": "memory",
+        "classifier": "forest",
+        "trees": 2,
+        "resamples": 5,
+    },
     FastWeightProbe: {},
     TensorProductProbe: {"at": "memory", "fillers": "x", "permutations": 2},
     TopographicSimilarityProbe: {"meaning": "x", "at": "memory.embedding", "permutations": 5, "resamples": 5},

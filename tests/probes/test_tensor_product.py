@@ -1,10 +1,10 @@
 r"""TensorProductProbe on planted tensor-product codes.
 
 The planted model: h = sum over t of f(x_t) (x) r(t), t counted from the left. Fillers are centred one-hot vectors.
-Roles 0 to 4 have length 1 and inner products of 0.15, role 5 has -0.48 with role 0, -0.15 with role 1, 0 with the others.
+Roles 0 to 4 have length 1 and inner products of 0.15, role 5 has -0.48 with role 0, -0.15 with role 1, 0 with others.
 Lengths 2 to 6 are equally frequent, and so are all sequences of a length. The fillers of different places are then
 uncorrelated, and a scheme explains, for each of its roles, the squared length of the mean of the planted roles that it
-mixes (`explained`): 0.39 from right to left, 0.29 as a bag of words, and with length 5 alone (1 + 4 * 0.15) / 5 = 0.32.
+mixes (`explained`): 0.39 from right to left, 0.29 as a bag of words; with length 5 alone (1 + 4 * 0.15) / 5 = 0.32.
 """
 
 import itertools
