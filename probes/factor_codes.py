@@ -36,9 +36,9 @@ class FactorCodeProbe(Probe):
     accuracy of thresholds on unit i alone. A unit without information has weight 0 in D and modularity 0.
 
     Each value has beside it that with the factors shuffled over the examples and that of the network with scrambled
-    weights; `chance` is the accuracy of each factor's commonest value. Intervals are 1.96 bootstrap standard errors over
-    examples, for `informativeness` percentiles over those held out; D, C and SAP have none, as every resample would
-    need new classifiers.
+    weights. `chance` is the accuracy of each factor's commonest value. Intervals are 1.96 bootstrap standard errors
+    over examples, that of `informativeness` is of percentiles over those held out; D, C and SAP have none, as every
+    resample would need new classifiers.
 
     Read with care: a rotation of the units loses D, C and MIG and no information; factors that go together cannot be
     told apart.

@@ -199,7 +199,7 @@ class _Fit:
         if isinstance(kind, int):
             rows, others = (part[_order(len(part), generator)] for part in (rows, others))
         intercept, B = solved(N[0][self.train], N[1], H[rows], self.ridge)
-        estimate = intercept + counts_of(N[0], N[1]) @ B
+        estimate = intercept + torch.cat([counts_of(part, N[1]) @ B for part in N[0].split(256)])
         base = (H[others] - H[rows].mean(0)).square().sum(1)
         if base.mean() < 1e-12 * H[others].square().sum(1).mean():  # the rounding of float32 activations
             base = torch.zeros_like(base)
