@@ -3,6 +3,8 @@
 from algornn.probes.compatibility import FunctionCompatibilityProbe
 from algornn.probes.consistency import ConsistencyProbe
 from algornn.probes.decoding import LinearDecodingProbe
+from algornn.probes.disentanglement import DisentanglementProbe
+from algornn.probes.factor_codes import FactorCodeProbe
 from algornn.probes.fast_weights import FastWeightProbe, OwnsFastWeights
 from algornn.probes.generalization import GeneralizationGapProbe
 from algornn.probes.interchange import InterchangeProbe
@@ -11,11 +13,16 @@ from algornn.probes.probe import Probe
 from algornn.probes.result import ProbeResult
 from algornn.probes.similarity import RepresentationSimilarityProbe
 from algornn.probes.subject import Subject
+from algornn.probes.tensor_product import TensorProductProbe
+from algornn.probes.topographic import TopographicSimilarityProbe
+from algornn.probes.tree_reconstruction import TreeReconstructionProbe
 from algornn.probes.weight_masks import WeightMaskProbe
 
 __all__ = [
     "ActivationPatchingProbe",
     "ConsistencyProbe",
+    "DisentanglementProbe",
+    "FactorCodeProbe",
     "FastWeightProbe",
     "FunctionCompatibilityProbe",
     "GeneralizationGapProbe",
@@ -26,5 +33,8 @@ __all__ = [
     "ProbeResult",
     "RepresentationSimilarityProbe",
     "Subject",
+    "TensorProductProbe",
+    "TopographicSimilarityProbe",
+    "TreeReconstructionProbe",
     "WeightMaskProbe",
 ]

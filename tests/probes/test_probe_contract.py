@@ -29,6 +29,15 @@ class FirstWord:
     def counterfactual(self, base, source):
         return self.variable(source)
 
+    DisentanglementProbe,
+    FactorCodeProbe,
+    FastWeightProbe,
+    Probe,
+    TensorProductProbe,
+    TopographicSimilarityProbe,
+    TreeReconstructionProbe,
+    WeightMaskProbe,
+)
 
 # One row per probe: small settings with which it can measure the learner of tiny_learner.
 CASES = {
@@ -41,6 +50,24 @@ CASES = {
     FunctionCompatibilityProbe: {"site": "head:input", "function": lambda batch: batch.x[:, 1], "symbol": "y"},
     GeneralizationGapProbe: {"ood": ["third"]},
     InterchangeProbe: {"causal_model": FirstWord(), "site": "memory", "dimensions": 2, "steps": 3, "blocks": 4},
+    DisentanglementProbe: {"meaning": "x", "at": "memory", "permutations": 5, "resamples": 5},
+    FactorCodeProbe: {
+        "factors": lambda batch: batch.x[:, :2],
+        "at": "memory",
+        "classifier": "forest",
+        "trees": 2,
+        "resamples": 5,
+    },
+    FastWeightProbe: {},
+    TensorProductProbe: {"at": "memory", "fillers": "x", "permutations": 2},
+    TopographicSimilarityProbe: {"meaning": "x", "at": "memory.embedding", "permutations": 5, "resamples": 5},
+    TreeReconstructionProbe: {
+        "at": "memory",
+        "derivation": lambda batch: [tuple(row) for row in batch.x.tolist()],
+        "composition": "mlp",
+        "steps": 3,
+        "permutations": 2,
+    },
     WeightMaskProbe: {"steps": 3, "repeats": 2},
 }
 each = pytest.mark.parametrize("kind", CASES, ids=lambda kind: kind.__name__)
