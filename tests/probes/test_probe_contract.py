@@ -6,11 +6,12 @@ from lightning.pytorch import Callback
 from tiny_learner import Learner, MeanLoss, Recorder, loader, same, train
 
 import algornn.probes
-from algornn.probes import FastWeightProbe, Probe, WeightMaskProbe
+from algornn.probes import ClusterabilityProbe, FastWeightProbe, Probe, WeightMaskProbe
 
 # One row per probe: small settings with which it can measure the learner of tiny_learner.
 CASES = {
     MeanLoss: {},
+    ClusterabilityProbe: {"clusters": 3, "shuffles": 3, "restarts": 2},
     FastWeightProbe: {},
     WeightMaskProbe: {"steps": 3, "repeats": 2},
 }
