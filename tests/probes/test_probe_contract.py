@@ -6,13 +6,14 @@ from lightning.pytorch import Callback
 from tiny_learner import Learner, MeanLoss, Recorder, loader, same, train
 
 import algornn.probes
-from algornn.probes import ClusterabilityProbe, FastWeightProbe, Probe, WeightMaskProbe
+from algornn.probes import ClusterabilityProbe, FastWeightProbe, ModuleUsageProbe, Probe, WeightMaskProbe
 
 # One row per probe: small settings with which it can measure the learner of tiny_learner.
 CASES = {
     MeanLoss: {},
     ClusterabilityProbe: {"clusters": 3, "shuffles": 3, "restarts": 2},
     FastWeightProbe: {},
+    ModuleUsageProbe: {"site": "head", "softmax": True},
     WeightMaskProbe: {"steps": 3, "repeats": 2},
 }
 each = pytest.mark.parametrize("kind", CASES, ids=lambda kind: kind.__name__)
