@@ -25,7 +25,7 @@ from measure import write_results
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from algornn.probes.mask_learning import INIT, MaskLearning, sampled
+from algornn.probes.mask_learning import INIT, MaskLearning, MaskSampler
 from algornn.probes.subject import Subject, cross_entropy
 from algornn.probes.weight_masks import maskable
 
@@ -86,7 +86,7 @@ def agreement() -> float:
     mine, literal = ours(model, batch), Literal(model)
     found = mine.gradient(batch, torch.Generator().manual_seed(3))
     # The slopes s (1 - s) and the masks of our draws give back the soft masks, and so the noise.
-    hard, slope = sampled(mine.logits, SAMPLES, torch.Generator().manual_seed(3))
+    hard, slope = MaskSampler(mine.logits, SAMPLES)(mine.logits, torch.Generator().manual_seed(3))
     root = (1 - 4 * slope).clamp(min=0).sqrt()
     noise = torch.logit((1 + torch.where(hard > 0, root, -root)) / 2) - INIT
     parts = noise.split(mine.sizes, 1)

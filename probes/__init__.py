@@ -5,6 +5,7 @@ from algornn.probes.fast_weights import FastWeightProbe, OwnsFastWeights
 from algornn.probes.module_usage import ModuleUsageProbe
 from algornn.probes.probe import Probe
 from algornn.probes.result import ProbeResult
+from algornn.probes.reuse import ReuseProbe
 from algornn.probes.subject import Subject
 from algornn.probes.weight_masks import WeightMaskProbe
 
@@ -15,6 +16,7 @@ __all__ = [
     "OwnsFastWeights",
     "Probe",
     "ProbeResult",
+    "ReuseProbe",
     "Subject",
     "WeightMaskProbe",
 ]

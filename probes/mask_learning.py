@@ -26,6 +26,7 @@ from algornn.probes.subject import Subject
 
 INIT = 2.0  # of the logits: a weight is kept with probability 0.88 at first
 _LARGEST = 30.0  # size of a logit beyond which sampling does not tell it from this: sigmoid(-30) is 1e-13
+_BLOCK = 2**16  # entries that are sampled at a time
 _TOGETHER = 2**27  # entries of all sampled masks of one step up to which they are run together
 
 
@@ -58,6 +59,7 @@ class MaskLearning:
         self.sizes = [weight.numel() for weight in weights.values()]
         self.theta = torch.cat([weight.flatten() for weight in weights.values()])
         self.logits = torch.full_like(self.theta, INIT)
+        self._samplers: dict[int, MaskSampler] = {}
         # eps: 1e-8 is not small beside beta / size and would slow the drift of idle weights.
         self.adam = torch.optim.Adam([self.logits], lr=lr, eps=1e-20, fused=subject.device.type in ("cpu", "cuda"))
 
@@ -72,10 +74,12 @@ class MaskLearning:
         """The gradient of L: the mean over sampled masks, each on its slice of the batch, and the penalty's constant."""
         size = size_of(batch)
         K = min(self.samples, size)
-        hard, slope = sampled(self.logits, K, generator)
+        if K not in self._samplers:
+            self._samplers = {K: MaskSampler(self.logits, K)}
+        hard, slope = self._samplers[K](self.logits, generator)
         masked = hard.mul_(self.theta)
         states = {
-            name: part.view(K, *weight.shape).requires_grad_()
+            name: part.view(K, *weight.shape).detach().requires_grad_()
             for (name, weight), part in zip(self.weights.items(), masked.split(self.sizes, 1), strict=True)
         }
         if self._can_group(size, K):
@@ -92,8 +96,11 @@ class MaskLearning:
 
     def _total(self, slope: Tensor, gradients: list[Tensor], size: int) -> Tensor:
         """Sum over the sampled masks of dL/dm s (1 - s), where dL/dm is theta times that of the masked weight."""
-        flat = torch.cat([gradient.flatten(1) for gradient in gradients], 1)
-        return flat.mul_(slope).sum(0).mul_(self.theta).add_(self.beta / size)
+        total = torch.empty_like(self.theta)
+        parts = zip(slope.split(self.sizes, 1), gradients, total.split(self.sizes), strict=True)
+        for part, gradient, out in parts:
+            torch.sum(part.mul_(gradient.flatten(1)), 0, out=out)
+        return total.mul_(self.theta).add_(self.beta / size)
 
     def _grouped(self, states: dict[str, Tensor], batch: Any, K: int) -> list[Tensor]:
         size = size_of(batch)
@@ -126,18 +133,36 @@ class MaskLearning:
         return [torch.stack(parts) for parts in zip(*rows, strict=True)]
 
 
-def sampled(logits: Tensor, K: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """K binary masks ``[K, P]`` with P(m = 1) = sigmoid(logits), and the slopes s (1 - s) of the soft ones."""
-    P = len(logits)
-    # Two numbers of 32 bits from each one of 64: half the cost of torch.rand.
-    bits = torch.empty((K * P + 1) // 2, dtype=torch.int64, device=logits.device)
-    bits.random_(-(2**63), None, generator=generator)
-    uniform = bits.view(torch.int32)[: K * P].view(K, P).to(logits.dtype).mul_(2.0**-32).add_(0.5)
-    odds = uniform * logits.clamp(-_LARGEST, _LARGEST).exp()
-    rest = uniform.neg_().add_(1)
-    hard = torch.gt(odds, rest, out=torch.empty_like(odds))
-    slope = odds * rest
-    return hard, slope.div_(odds.add_(rest).square_())
+class MaskSampler:
+    """Draws K binary masks with P(m = 1) = sigmoid(logits), and the slopes s (1 - s) of the soft ones.
+
+    Args:
+        like: logits ``[P]``.
+        K: number of masks.
+    """
+
+    def __init__(self, like: Tensor, K: int) -> None:
+        # Memory is taken once, and what is not returned goes by blocks that stay in the processor's cache.
+        self.block = min(len(like), max(1, _BLOCK // K))
+        self.bits = torch.empty((K * self.block + 1) // 2, dtype=torch.int64, device=like.device)
+        self.odds, self.rest = (like.new_empty(K * self.block) for _ in range(2))
+        self.hard, self.slope = (like.new_empty(K, len(like)) for _ in range(2))
+
+    def __call__(self, logits: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Masks and slopes, each ``[K, P]``; the next call overwrites them."""
+        for start in range(0, len(logits), self.block):
+            part = slice(start, start + self.block)
+            hard, slope = self.hard[:, part], self.slope[:, part]
+            odds, rest = (x[: hard.numel()].view(hard.shape) for x in (self.odds, self.rest))
+            # Two numbers of 32 bits from each one of 64: half the cost of torch.rand.
+            bits = self.bits.random_(-(2**63), None, generator=generator).view(torch.int32)
+            odds.copy_(bits[: hard.numel()].view(hard.shape)).mul_(2.0**-32).add_(0.5)
+            torch.sub(1, odds, out=rest)
+            odds.mul_(logits[part].clamp(-_LARGEST, _LARGEST).exp_())
+            torch.gt(odds, rest, out=hard)
+            torch.mul(odds, rest, out=slope)
+            slope.div_(odds.add_(rest).square_())
+        return self.hard, self.slope
 
 
 def masked_call(model: nn.Module, weights: dict[str, Tensor], mask: Tensor) -> Callable[..., Any]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from typing import Any
 
@@ -24,13 +25,15 @@ import torch
 from torch import Tensor, nn
 
 from algornn.probes.batches import Batches, size_of
+from algornn.probes.controls import scrambled
 from algornn.probes.mask_learning import INIT, MaskLearning, masked_call
-from algornn.probes.mask_overlap import overlap_report
+from algornn.probes.mask_overlap import SCRAMBLED, overlap_report
 from algornn.probes.probe import Probe
 from algornn.probes.result import ProbeResult
 from algornn.probes.subject import Subject
 
 UNMASKED, CONTROL = "unmasked", "control"
+_HALVES = 4  # random halves of the layers that the half-mask control averages over
 _UNMASKABLE = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
 
@@ -40,6 +43,10 @@ class WeightMaskProbe(Probe):
     Reports loss and accuracy of every sub-task under every mask and under its inverse, mask sizes, and how masks
     overlap (`mask_overlap`). Masks are shared out over the processes. Each sub-task's even batches train its masks,
     its odd ones measure them (with a single batch, both do).
+
+    Controls: `inverse_accuracy` (chance, where a sub-task's weights are its own and nobody else can do its work),
+    `half_mask_accuracy` (the mask on a random half of the layers; a large drop says that layers depend on each other's
+    masks), and with `control_network` the accuracy of masks learned on a network with scrambled weights.
 
     Read with care: raise `beta` until masks shrink without hurting the control's accuracy, and trust an overlap only
     between its floor (independent masks) and its ceiling (the same sub-task twice, `repeats=2`).
@@ -57,6 +64,8 @@ class WeightMaskProbe(Probe):
             without those of embeddings and norms (and so without biases).
         score: `score(output, batch)`, correctness per example or its mean, 0 to 1; None: accuracy of the largest output
             against y of batches (x, y) or the batch's field `y`, `answer` or `target`, where the shapes fit.
+        control_network: learn masks on the network with scrambled weights as well; where they solve the sub-tasks, masks
+            make a solution rather than find one. Doubles the cost.
         schedule: the other arguments of `Probe`. Sub-tasks found by `group` share `max_batches` batches.
 
     Source: Csordas, van Steenkiste and Schmidhuber (2021), ICLR, https://arxiv.org/abs/2010.02066, section 2.
@@ -76,6 +85,7 @@ class WeightMaskProbe(Probe):
         max_tasks: int | None = None,
         masked: Sequence[str] | None = None,
         score: Callable[[Any, Any], Tensor] | None = None,
+        control_network: bool = False,
         **schedule: Any,
     ) -> None:
         if tasks is not None and not tasks:
@@ -95,6 +105,7 @@ class WeightMaskProbe(Probe):
         self.max_tasks = max_tasks
         self.masked = masked
         self.score = score
+        self.control_network = control_network
 
     def measure(self, subject: Subject) -> ProbeResult:
         """Learn and evaluate every mask, then compare them."""
@@ -105,12 +116,23 @@ class WeightMaskProbe(Probe):
                 stacklevel=2,
             )
         tasks = self._tasks(subject)
-        weights = maskable(subject.model, self.masked)
-        jobs = [(UNMASKED, 0), (CONTROL, 0), *((task, repeat) for task in tasks for repeat in range(self.repeats))]
+        subjects = {"": subject}
+        jobs = [("", UNMASKED, 0), ("", CONTROL, 0), *(("", task, n) for task in tasks for n in range(self.repeats))]
+        if self.control_network:
+            subjects[SCRAMBLED] = replace(subject, model=scrambled(subject.model, subject.generator))
+            jobs += [(SCRAMBLED, UNMASKED, 0), *((SCRAMBLED, task, 0) for task in tasks)]
+        weights = {network: maskable(one.model, self.masked) for network, one in subjects.items()}
+
+        def learned(job: tuple[str, str, int], generator: torch.Generator) -> dict[str, Any]:
+            network, name, _ = job
+            return self._job(subjects[network], tasks, weights[network], name, generator)
+
         with torch.backends.cudnn.flags(enabled=False):  # cuDNN has no gradient for recurrent layers in eval mode
-            rows = subject.map(lambda job, generator: self._job(subject, tasks, weights, job[0], generator), jobs)
-        sizes = {name: weight.numel() for name, weight in weights.items()}
-        return overlap_report(dict(zip(jobs, rows, strict=True)), list(tasks), sizes)
+            found = dict(zip(jobs, subject.map(learned, jobs), strict=True))
+        sizes = {name: weight.numel() for name, weight in weights[""].items()}
+        rows = {(name, repeat): row for (network, name, repeat), row in found.items() if not network}
+        control = {name: row for (network, name, _), row in found.items() if network}
+        return overlap_report(rows, list(tasks), sizes, control)
 
     def learn(
         self, subject: Subject, batches: Sequence[Any], weights: dict[str, Tensor], generator: torch.Generator
@@ -142,7 +164,23 @@ class WeightMaskProbe(Probe):
             scores = {task: self._evaluate(subject, weights, m, batches) for task, batches in tasks.items()}
             row[f"{prefix}loss"] = {task: loss for task, (loss, _) in scores.items()}
             row[f"{prefix}accuracy"] = {task: accuracy for task, (_, accuracy) in scores.items()}
+        if name in tasks:
+            row["half"] = self._half_masked(subject, weights, mask, tasks[name], generator)
         return row
+
+    def _half_masked(
+        self, subject: Subject, weights: dict[str, Tensor], mask: Tensor, batches: Batches, generator: torch.Generator
+    ) -> float:
+        """Accuracy with the mask on a random half of the layers, mean over some halves; not-a-number for one layer."""
+        parts = mask.split([weight.numel() for weight in weights.values()])
+        if len(parts) < 2:
+            return math.nan
+        accuracies = []
+        for _ in range(_HALVES):
+            open_layers = torch.randperm(len(parts), generator=generator, device=subject.device)[: len(parts) // 2]
+            half = torch.cat([torch.ones_like(m) if i in open_layers else m for i, m in enumerate(parts)])
+            accuracies.append(self._evaluate(subject, weights, half, batches)[1])
+        return sum(accuracies) / len(accuracies)
 
     @torch.no_grad()
     def _evaluate(

@@ -6,7 +6,7 @@ from lightning.pytorch import Callback
 from tiny_learner import Learner, MeanLoss, Recorder, loader, same, train
 
 import algornn.probes
-from algornn.probes import ClusterabilityProbe, FastWeightProbe, ModuleUsageProbe, Probe, WeightMaskProbe
+from algornn.probes import ClusterabilityProbe, FastWeightProbe, ModuleUsageProbe, Probe, ReuseProbe, WeightMaskProbe
 
 # One row per probe: small settings with which it can measure the learner of tiny_learner.
 CASES = {
@@ -14,6 +14,7 @@ CASES = {
     ClusterabilityProbe: {"clusters": 3, "shuffles": 3, "restarts": 2},
     FastWeightProbe: {},
     ModuleUsageProbe: {"site": "head", "softmax": True},
+    ReuseProbe: {"sites": ["memory"], "label": "y"},
     WeightMaskProbe: {"steps": 3, "repeats": 2},
 }
 each = pytest.mark.parametrize("kind", CASES, ids=lambda kind: kind.__name__)

@@ -8,8 +8,8 @@ from tiny_learner import Learner, Rows, loader
 from torch import nn
 
 from algornn.probes import ProbeResult, WeightMaskProbe
-from algornn.probes.mask_learning import INIT, MaskLearning, masked_call, sampled
-from algornn.probes.mask_overlap import overlap
+from algornn.probes.mask_learning import INIT, MaskLearning, MaskSampler, masked_call
+from algornn.probes.mask_overlap import _failures, overlap
 from algornn.probes.subject import Subject, cross_entropy
 from algornn.probes.weight_masks import maskable
 
@@ -101,13 +101,13 @@ def test_probability_of_a_sample_is_the_sigmoid():
     generator, n = torch.Generator().manual_seed(0), 200_000
     for logit in (-2.0, 0.0, 2.0, 3.0):
         p = 1 / (1 + math.exp(-logit))
-        share = float(sampled(torch.full((n,), logit), 1, generator)[0].mean())
+        share = float(MaskSampler(torch.empty(n), 1)(torch.full((n,), logit), generator)[0].mean())
         assert abs(share - p) < 4 * math.sqrt(p * (1 - p) / n)
 
 
 def test_samples_are_binary_with_the_soft_slope():
     logits = torch.linspace(-3, 3, 101)
-    mask, slope = sampled(logits, 7, torch.Generator().manual_seed(0))
+    mask, slope = MaskSampler(logits, 7)(logits, torch.Generator().manual_seed(0))
     assert set(mask.flatten().tolist()) == {0.0, 1.0}
     bits = torch.empty(354, dtype=torch.int64).random_(-(2**63), None, generator=torch.Generator().manual_seed(0))
     uniform = (bits.view(torch.int32)[:707].view(7, 101).double() + 2**31) / 2**32
@@ -116,7 +116,7 @@ def test_samples_are_binary_with_the_soft_slope():
     assert torch.allclose(slope.double(), soft * (1 - soft), rtol=1e-4)
     assert abs(float(uniform.mean()) - 0.5) < 0.05  # both halves of the 64 bits are used
     assert float(torch.corrcoef(torch.stack([uniform.flatten()[:-1:2], uniform.flatten()[1::2]]))[0, 1].abs()) < 0.2
-    far, flat = sampled(torch.tensor([-500.0, 500.0]), 1000, torch.Generator().manual_seed(0))
+    far, flat = MaskSampler(torch.empty(2), 1000)(torch.tensor([-500.0, 500.0]), torch.Generator().manual_seed(0))
     assert far.mean(0).tolist() == [0, 1]
     assert flat.isfinite().all()
 
@@ -301,3 +301,53 @@ def test_mistakes_are_named():
 def test_a_score_of_ones_own():
     result = WeightMaskProbe(steps=1, score=lambda output, batch: torch.ones(len(output))).run(Learner(), loader(31))
     assert result.scalars["accuracy"] == 1.0
+
+
+def classes(seed=0):
+    """A trained-looking linear classifier of two tasks, each told by four features of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    tasks, weight = {}, torch.randn(3, 4, generator=generator)
+    for k in range(2):
+        x = torch.zeros(4, 64, 8)
+        x[..., 4 * k : 4 * k + 4] = torch.randn(4, 64, 4, generator=generator)
+        tasks[f"task {k + 1}"] = [(b, (b[:, 4 * k : 4 * k + 4] @ weight.T).argmax(-1)) for b in x]
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 3, bias=False))
+    model[0].weight.data = torch.eye(8) * 2
+    model[1].weight.data = torch.cat([weight, weight], 1) * 5
+    return model, tasks
+
+
+def test_inverse_half_and_scrambled_controls():
+    model, tasks = classes()
+    settings = {"steps": 250, "beta": 1e-2, "repeats": 2, "control_network": True}
+    result = WeightMaskProbe(tasks, **settings).run(model)
+    scalars = result.scalars
+    assert scalars["accuracy"] > 0.9
+    assert scalars["inverse_accuracy"] < 0.6
+    assert scalars["inverse_accuracy_of_others"] > 0.9
+    assert scalars["half_mask_accuracy"] > 0.9  # each layer's mask goes with the full other layer
+    assert scalars["scrambled_unmasked_accuracy"] < 0.7
+    assert set(result.tables["scrambled_accuracy"]) == {"unmasked", *tasks}
+    without = WeightMaskProbe(tasks, **{**settings, "control_network": False}).run(model)
+    assert without.tables["iou"] == result.tables["iou"]  # the control changes nothing else
+
+
+def test_failed_controls_say_what_not_to_conclude():
+    fine = {"control_density": 0.5, "control_accuracy": 0.95, "unmasked_accuracy": 1.0, "accuracy": 0.95, "iou": 0.0,
+            "iou_floor": 0.2, "iou_ceiling": 0.9, "scrambled_accuracy": 0.35, "scrambled_unmasked_accuracy": 0.33}  # fmt: skip
+    assert _failures(fine) == []
+    for wrong, message in (
+        ({"control_accuracy": 0.85}, "Under the control mask the accuracy falls from 1.00 to 0.85"),
+        ({"control_density": 1.0}, "keeps 100.0% of the weights"),
+        ({"iou_ceiling": 0.2}, "agree no better than independent ones"),
+        ({"iou": 0.9, "iou_ceiling": 0.7}, "overlap more (IoU 0.90) than two of the same one (0.70)"),
+        ({"scrambled_accuracy": 0.7}, "Masks on a network that learned nothing reach an accuracy of 0.70"),
+    ):
+        (failure,) = _failures(fine | wrong)
+        assert message in failure
+    assert _failures({"control_density": 0.5}) == []  # no accuracy, no repeats: nothing to compare
+    model, tasks = classes()
+    failures = WeightMaskProbe(tasks, steps=5).run(model).failures
+    assert any("every overlap is near 1" in failure for failure in failures)
+    failures = WeightMaskProbe(tasks, steps=250, beta=100.0).run(model).failures
+    assert any("masks remove weights that are needed" in failure for failure in failures)
