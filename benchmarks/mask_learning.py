@@ -5,7 +5,7 @@
 The literal side has one tensor of logits per parameter and, for each of the four masks of a step, draws the noise as
 log u - log(1 - u), relaxes it by a sigmoid, cuts at 1/2 with the straight-through estimator, multiplies the weights,
 runs the model on a quarter of the batch and lets autograd do the rest, down to the penalty and Adam. Gradients are not
-clipped on either side. The network is the smallest of the paper, 400-400-200 on 42 inputs, batch 128; the two sides take
+clipped on either side. The network is the smallest of the paper, 400-400-200 on 42 inputs, batch 128; both sides take
 turns on one thread and the time is processor time (the median over steps, then over rounds). Before, both sides compute
 one gradient with the same noise, in float64.
 
@@ -15,6 +15,7 @@ Csordás, van Steenkiste and Schmidhuber (2021), https://arxiv.org/abs/2010.0206
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from pathlib import Path
@@ -35,7 +36,7 @@ Batch = tuple[Tensor, Tensor]
 
 def network(dtype: torch.dtype = torch.float32) -> nn.Module:
     torch.manual_seed(0)
-    layers = [[nn.Linear(a, b), nn.ReLU()] for a, b in zip(SIZES, SIZES[1:], strict=False)]
+    layers = [[nn.Linear(a, b), nn.ReLU()] for a, b in itertools.pairwise(SIZES)]
     return nn.Sequential(*[part for pair in layers for part in pair][:-1]).to(dtype).eval().requires_grad_(False)
 
 
@@ -55,6 +56,7 @@ class Literal:
         self.adam = torch.optim.Adam(list(self.logits.values()), LR, eps=1e-20)
 
     def step(self, batch: Batch, noise: list[dict[str, Tensor]] | None = None) -> None:
+        """One step on a batch."""
         self.adam.zero_grad()
         x, y = batch
         n = len(x) // SAMPLES

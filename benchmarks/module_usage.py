@@ -30,7 +30,7 @@ BATCH, WIDTH, LR, PUBLISHED_STEPS = 256, 32, 1e-3, 100_000
 
 
 class Mixture(nn.Module):
-    """R modules and a router for each of S seeds; `forward` of ``[S, B, 2]`` and rules ``[S, B]`` gives logits ``[S, B]``.
+    """R modules and a router for each of S seeds; x ``[S, B, 2]`` and rules ``[S, B]`` give logits ``[S, B]``.
 
     Args:
         R: number of rules, and of modules.
@@ -91,7 +91,7 @@ class One(nn.Module):
 
 
 def examples(rules: Tensor, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """n examples of each rule, sorted by rule: x ``[S, R n, 2]``, rule and y ``[S, R n]``; rules ``[S, R, 2]``."""
+    """N examples of each rule, sorted by rule: x ``[S, R n, 2]``, rule and y ``[S, R n]``; rules ``[S, R, 2]``."""
     S, R, _ = rules.shape
     x = torch.randn(S, R * n, 2, generator=generator)
     rule = torch.arange(R).repeat_interleave(n).expand(S, -1)
@@ -147,7 +147,14 @@ def main() -> None:
         for router in ("given", "learned"):
             found = run(R, router, args.steps, args.seeds)
             rows += found
-            keys = ("accuracy", "collapse_avg", "collapse_worst", "alignment", "inverse_mutual_information", "adaptation")
+            keys = (
+                "accuracy",
+                "collapse_avg",
+                "collapse_worst",
+                "alignment",
+                "inverse_mutual_information",
+                "adaptation",
+            )
             means = (sum(row[key] for row in found) / len(found) for key in keys)
             print(f"| {R} | {router} | " + " | ".join(f"{mean:.3f}" for mean in means) + " |", flush=True)
             write_results(args.out, rows)

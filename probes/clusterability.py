@@ -6,7 +6,7 @@ nodes into k clusters, found by spectral clustering, has the normalized cut and 
 .. math::
     ncut = \sum_c \frac{cut(c)}{vol(c)}, \quad Q = \sum_c \frac{vol(c) - cut(c)}{2 m} - \Big(\frac{vol(c)}{2 m}\Big)^2
 
-where cut(c) sums the edges that leave c, vol(c) the degrees within c, and 2m all degrees. The cut lies in [0, k]: 0 for k
+where cut(c) sums the edges that leave c, vol(c) the degrees in c, and 2m all degrees. The cut lies in [0, k]: 0 for k
 networks side by side, about k - 1 where there is no structure. It means something beside that of the same network with
 the entries of each layer shuffled: :math:`z = (ncut - mean) / std` over shuffles, below 0 where it is more clusterable.
 """

@@ -1,7 +1,7 @@
 """The weights of a network as a graph: neurons are nodes, and a weight between two of them is an edge of its size.
 
 * A linear layer ``[out, in]``: an edge from each input to each output.
-* A convolution ``[out, in, ...]``: channels are nodes, and an edge is the sum of the kernel's absolute weights. Between a
+* A convolution ``[out, in, ...]``: channels are nodes, and an edge is the sum of a kernel's absolute weights. Between a
   convolution and a linear layer that reads its flattened output, edges are summed over the places of a channel.
 * A recurrent layer: hidden units are nodes, and edges are summed over the gates. The recurrent weights are edges among
   the hidden units themselves; a unit's weight to itself leads nowhere and is left out.
@@ -138,7 +138,9 @@ def layer_of(model: nn.Module, name: str) -> Layer:
 
 def _recurrent(module: Any, name: str, attribute: str) -> Layer:
     if not attribute.startswith("weight_ih") or attribute.endswith("_reverse"):
-        raise ValueError(f"layers: name a recurrent layer by its weight_ih, which brings the others along, got {name!r}.")
+        raise ValueError(
+            f"layers: name a recurrent layer by its weight_ih, which brings the others along, got {name!r}."
+        )
     if getattr(module, "proj_size", 0):
         raise ValueError(f"layers: {name!r} belongs to an LSTM with a projection, whose graph is not defined.")
     both = [attribute, f"{attribute}_reverse"] if getattr(module, "bidirectional", False) else [attribute]

@@ -71,7 +71,7 @@ class MaskLearning:
         return self.logits
 
     def gradient(self, batch: Any, generator: torch.Generator) -> Tensor:
-        """The gradient of L: the mean over sampled masks, each on its slice of the batch, and the penalty's constant."""
+        """The gradient of L: the mean over sampled masks, each on a slice of the batch, and the penalty's constant."""
         size = size_of(batch)
         K = min(self.samples, size)
         if K not in self._samplers:

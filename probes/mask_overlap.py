@@ -37,7 +37,7 @@ def overlap_report(
             `inverse_accuracy` per task. The names are "unmasked", "control" and the tasks.
         tasks: names of the tasks.
         sizes: number of weights of each layer, in the order of the masks; their sum is P.
-        control: the rows "unmasked" and of each task for the network with scrambled weights; None or empty: not learned.
+        control: the rows "unmasked" and of each task for the network with scrambled weights; None or empty: none.
     """
     first = {name: row for (name, repeat), row in rows.items() if repeat == 0}
     tables: dict[str, Any] = {
@@ -162,13 +162,13 @@ def _failures(scalars: dict[str, float]) -> list[str]:
     control, unmasked = (scalars.get(f"{name}_accuracy", math.nan) for name in ("control", "unmasked"))
     if control < unmasked - _DROP:
         failures.append(
-            f"Under the control mask the accuracy falls from {unmasked:.2f} to {control:.2f}: masks remove weights that "
-            "are needed; do not conclude anything from them, but lower beta or learn for more steps."
+            f"Under the control mask the accuracy falls from {unmasked:.2f} to {control:.2f}: masks remove weights "
+            "that are needed; do not conclude anything from them, but lower beta or learn for more steps."
         )
     if scalars["control_density"] > 0.99:
         failures.append(
-            f"The control mask keeps {scalars['control_density']:.1%} of the weights, so every overlap is near 1: do not "
-            "conclude that sub-tasks share weights, but raise beta or the number of steps."
+            f"The control mask keeps {scalars['control_density']:.1%} of the weights, so all overlaps are near 1: do "
+            "not conclude that sub-tasks share weights, but raise beta or the number of steps."
         )
     ceiling = scalars.get("iou_ceiling", math.nan)
     if ceiling < scalars.get("iou_floor", math.nan) + 0.1 * _DROP:

@@ -38,8 +38,8 @@ _MARGIN = 0.25  # difference between soft scores and counts of the largest that 
 class ModuleUsageProbe(Probe):
     """Collapse, alignment, mutual information and adaptation of a router's use of its modules.
 
-    Beside each value stand its bootstrap interval over examples, the value of counts of the largest score (`_straight`),
-    and the value with the rules dealt out to the examples at random (`_permuted`).
+    Beside each value stand its bootstrap interval over examples, that of counts of the largest score (`_straight`),
+    and that with the rules dealt out to the examples at random (`_permuted`).
 
     Read with care: soft scores of a router of high temperature look collapsed although the largest one is always
     another's, and a router that takes the best few needs `straight=True`. Adaptation is blind to swapped modules.
@@ -95,7 +95,9 @@ class ModuleUsageProbe(Probe):
             first += int(example.max()) + 1 if len(example) else 0
         scores, rules = (torch.cat([part[i] for part in parts]) for i in (0, 1))
         if not len(rules):
-            raise ValueError(f"No choice of the site {self.site!r} has a rule: all rules are below 0, or scores no number.")
+            raise ValueError(
+                f"No choice of the site {self.site!r} has a rule: all rules are below 0, or scores no number."
+            )
         names = subject.loader.names if self.rule == "group" else ()
         return self._report(scores, rules, torch.cat(examples), names, subject.generator)
 
@@ -116,10 +118,14 @@ class ModuleUsageProbe(Probe):
             weight = torch.bincount(rows, minlength=members)[examples]
             return usage(joint_table(chosen, rules, R, weight), q)[key]
 
+        def dealt(order: Tensor, key: str) -> float:
+            return usage(joint_table(chosen, rules[order], R), q)[key]
+
         for key in _METRICS:
-            scalars |= with_interval(key, found[key], bootstrap(lambda rows, key=key: resampled(rows, key), members, generator, 50))  # noqa: E501  # fmt: skip
+            interval = bootstrap(lambda rows, key=key: resampled(rows, key), members, generator, 50)  # type: ignore[misc]
+            scalars |= with_interval(key, found[key], interval)
         for key in ("alignment", "inverse_mutual_information"):
-            null = permuted(lambda order, key=key: usage(joint_table(chosen, rules[order], R), q)[key], len(rules), generator)  # noqa: E501  # fmt: skip
+            null = permuted(lambda order, key=key: dealt(order, key), len(rules), generator)  # type: ignore[misc]
             scalars |= dict(zip((f"{key}_permuted", f"{key}_permuted_std"), null, strict=True))
         suffix = "soft" if self.straight else "straight"
         scalars |= {f"{key}_{suffix}": other[key] for key in _METRICS}
@@ -140,8 +146,8 @@ def scores_of(scores: Tensor, rules: Any, softmax: bool, site: str) -> tuple[Ten
         raise TypeError(f"rule must lead to a tensor of integers, got {getattr(rules, 'dtype', type(rules).__name__)}.")
     if scores.ndim < 2 or rules.shape not in (scores.shape[:1], scores.shape[:-1]):
         raise ValueError(
-            f"Expected scores [B, ..., modules] at the site {site!r} and rules [B] or [B, ...], got {list(scores.shape)} "
-            f"and {list(rules.shape)}."
+            f"Expected scores [B, ..., modules] at the site {site!r} and rules [B] or [B, ...], got "
+            f"{list(scores.shape)} and {list(rules.shape)}."
         )
     places = scores.shape[1:-1]
     rules = rules.reshape(rules.shape + (1,) * (scores.ndim - 1 - rules.ndim)).expand(scores.shape[:-1])
@@ -195,7 +201,9 @@ def usage(P: Tensor, q: Tensor) -> dict[str, float]:
     distance = conditional.sum() + (1 - 2 * conditional[rows, columns]).sum()
     information = torch.special.entr(p).sum() - torch.special.entr(conditional).sum() / R
     width = max(M, R)
-    ordered, answer = (torch.nn.functional.pad(x, (0, width - x.shape[1])).sort(-1).values for x in (q, q @ conditional))
+    ordered, answer = (
+        torch.nn.functional.pad(x, (0, width - x.shape[1])).sort(-1).values for x in (q, q @ conditional)
+    )
     return {
         "collapse_avg": float((1 / M - p).clamp(min=0).sum() * M / (M - 1)) if M > 1 else math.nan,
         "collapse_worst": float(1 - M * p.min()) if M > 1 else math.nan,
@@ -206,7 +214,7 @@ def usage(P: Tensor, q: Tensor) -> dict[str, float]:
 
 
 def _dirichlet(n: int, R: int, generator: torch.Generator) -> Tensor:
-    """n draws of the flat Dirichlet distribution: exponential variables over their sum."""
+    """N draws of the flat Dirichlet distribution: exponential variables over their sum."""
     uniform = torch.rand(n, R, generator=generator, device=generator.device, dtype=torch.float64).cpu()
     waits = -torch.log1p(-uniform) + 1e-300
     return waits / waits.sum(-1, keepdim=True)

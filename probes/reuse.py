@@ -100,7 +100,9 @@ class ReuseProbe(Probe):
             more, tables[f"subspace/{site}"] = self._site(rows, member, site, subject.generator)
             scalars |= {(f"{key}/{site}" if len(self.sites) > 1 else key): value for key, value in more.items()}
         scalars["tasks"] = len(names)
-        return ProbeResult(finite(scalars), {"tasks": names, **tables}, _figures(names, tables, scalars), _failures(scalars))
+        return ProbeResult(
+            finite(scalars), {"tasks": names, **tables}, _figures(names, tables, scalars), _failures(scalars)
+        )
 
     def _site(
         self, rows: list[dict[str, Any]], member: Tensor, site: str, generator: torch.Generator
@@ -123,8 +125,8 @@ class ReuseProbe(Probe):
             order = [torch.randperm(len(y[k][0]), generator=generator, device=generator.device).cpu() for k in range(K)]
             for suffix in ("", "_permuted"):
                 labels = [y[k][0][order[k]] if suffix else y[k][0] for k in range(K)]
-                table = [[transfer_accuracy(x[j][0], labels[j], *(z[k][1] for z in (x, y))) for k in range(K)] for j in range(K)]  # noqa: E501  # fmt: skip
-                scalars |= _off_and_on(f"transfer_accuracy{suffix}", torch.tensor(table))
+                fits = [[transfer_accuracy(x[j][0], labels[j], x[k][1], y[k][1]) for k in range(K)] for j in range(K)]
+                scalars |= _off_and_on(f"transfer_accuracy{suffix}", torch.tensor(fits))
             scalars.pop("transfer_accuracy_permuted_ceiling")
         return scalars, found.tolist()
 
@@ -261,8 +263,8 @@ def _failures(scalars: dict[str, float]) -> list[str]:
     ceiling, low = scalars["gradient_cosine_ceiling"], scalars["gradient_cosine_low"]
     if not ceiling >= _NOISY:
         failures.append(
-            f"Gradients of the same sub-task on other batches have a cosine of {ceiling:.2f}: they are mostly noise; do "
-            "not conclude from low cosines that sub-tasks share nothing, but take larger or more batches."
+            f"Gradients of the same sub-task on other batches have a cosine of {ceiling:.2f}: they are mostly noise; "
+            "do not conclude from low cosines that sub-tasks share nothing, but take larger or more batches."
         )
     floor = scalars["gradient_cosine_scrambled"]
     if scalars["gradient_cosine"] > 0 and not low > floor:

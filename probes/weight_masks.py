@@ -64,7 +64,7 @@ class WeightMaskProbe(Probe):
             without those of embeddings and norms (and so without biases).
         score: `score(output, batch)`, correctness per example or its mean, 0 to 1; None: accuracy of the largest output
             against y of batches (x, y) or the batch's field `y`, `answer` or `target`, where the shapes fit.
-        control_network: learn masks on the network with scrambled weights as well; where they solve the sub-tasks, masks
+        control_network: learn masks on the network with scrambled weights, too; where they solve the sub-tasks, masks
             make a solution rather than find one. Doubles the cost.
         schedule: the other arguments of `Probe`. Sub-tasks found by `group` share `max_batches` batches.
 

@@ -152,7 +152,9 @@ def test_rules_by_group_carry_their_names_and_one_rule_is_no_comparison():
     result = ModuleUsageProbe("head", softmax=True).run(Learner(), loader(31))
     assert list(result.tables["joint"]) == list(Rows.groups)
     assert result.scalars["modules"] == result.scalars["rules"] == 3
-    alone = ModuleUsageProbe("head", rule=lambda batch: torch.zeros_like(batch.y), softmax=True).run(Learner(), loader(9))
+    alone = ModuleUsageProbe("head", rule=lambda batch: torch.zeros_like(batch.y), softmax=True).run(
+        Learner(), loader(9)
+    )
     assert "There is only one rule" in alone.failures[0]
     single = ModuleUsageProbe("head", softmax=True, max_batches=1).run(Learner(), loader(9, batch_size=1))
     assert "collapse_avg_low" not in single.scalars  # one example has no interval
