@@ -5,6 +5,7 @@ of their own: `algornn.probes`, `algornn.datamodules` and `algornn.triton_kernel
 """
 
 from algornn.learners import (
+    DigitClassification,
     KeyValueRetrieval,
     LanguageModeling,
     QuestionAnswering,
@@ -38,6 +39,7 @@ from algornn.models import (
     BidirectionalLSTM,
     DecomposedFastWeightMemory,
     FastWeightBlocks,
+    FeedForward,
     GeometricAttention,
     KeyValueRetriever,
     LSTMReader,
@@ -69,10 +71,12 @@ __all__ = [
     "DeltaMLP",
     "DeltaNet",
     "DeltaRNN",
+    "DigitClassification",
     "EluPlusOne",
     "FastWeightBlocks",
     "FastWeightMemory",
     "FastWeightsRNN",
+    "FeedForward",
     "GatedFastWeights",
     "GeometricAttention",
     "KeyValueRetrieval",

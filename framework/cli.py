@@ -54,6 +54,7 @@ USAGE = """usage: algornn COMMAND ...
   fit --config RECIPE        train, then test; RECIPE is a packaged recipe's name or a YAML file
   validate|test|predict      run a trained model: --run_dir RUN (or --config ... --ckpt_path ...)
   reproduce RECIPE --seeds N run a recipe over seeds and set the published numbers beside the measured ones
+  probe --run_dir RUN --probe CLASS   ask a probe of a trained run, or of --model module:factory --data module:factory
   report RUN [RUN ...]       write report.html, pictures and a Markdown table
   list models|probes|splits|recipes
 
@@ -220,12 +221,13 @@ class AlgornnCLI(LightningCLI):
 
 def _link_sizes(parser: LightningArgumentParser) -> None:
     """Let the model take from the data what it must know of them; skipped where it has no such argument."""
-    for size in ("vocab_size", "output_size", "ids_per_token", "sentence_length", "num_keys", "num_values"):
+    words = ("vocab_size", "output_size", "ids_per_token", "sentence_length")
+    for size in (*words, "input_size", "digits", "num_keys", "num_values"):
         parser.link_arguments(f"data.{size}", f"model.init_args.model.init_args.{size}", apply_on="instantiate")
 
 
-def build_learner(config: Path) -> L.LightningModule:
-    """Build the learner of a saved configuration, untrained."""
+def build_run(config: Path) -> Any:
+    """Build the data module and the learner of a saved configuration: `data`, and `model`, untrained."""
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(L.LightningDataModule, "data", subclass_mode=True)
     parser.add_lightning_class_args(L.LightningModule, "model", subclass_mode=True)
@@ -233,7 +235,7 @@ def build_learner(config: Path) -> L.LightningModule:
     saved = read_config(config)
     if missing := {"data", "model"} - saved.keys():
         raise ValueError(f"{config} says nothing of {' and '.join(sorted(missing))}: it is no run's configuration.")
-    return parser.instantiate_classes(parser.parse_object({key: saved[key] for key in ("data", "model")})).model
+    return parser.instantiate_classes(parser.parse_object({key: saved[key] for key in ("data", "model")}))
 
 
 def _check_run_folder(run: Path, checkpoints: Path, command: str, ckpt_path: str | None) -> None:
@@ -315,12 +317,16 @@ def run(args: list[str]) -> None:
         from algornn import reproduce
 
         reproduce.main(rest)
+    elif command == "probe":
+        from algornn import probe_command
+
+        probe_command.main(rest)
     elif command == "report":
         from algornn import report
 
         report.main(rest)
     else:
-        known = (*LIGHTNING_COMMANDS, "list", "reproduce", "report")
+        known = (*LIGHTNING_COMMANDS, "list", "reproduce", "probe", "report")
         raise ValueError(f"Unknown command {command!r}{_closest(command, known)}. Commands: {', '.join(known)}.")
 
 

@@ -123,9 +123,9 @@ def load(run_or_checkpoint: str | Path) -> L.LightningModule:
             f"No configuration at {config}. For a checkpoint of your own script, build the learner "
             "and call its load_state_dict with the checkpoint's 'state_dict'."
         )
-    from algornn.cli import build_learner
+    from algornn.cli import build_run
 
-    learner = build_learner(config)
+    learner: L.LightningModule = build_run(config).model
     learner.load_state_dict(read_checkpoint(found[0])["state_dict"])
     return learner.eval()
 

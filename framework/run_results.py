@@ -26,7 +26,7 @@ class RunResults:
         config: ``config.yaml``; empty where there is none.
         curves: log key to its points ``(step, value)``, over all starts of the run.
         probes: probe name to step to the artefact (``scalars``, ``tables``, ``figures``).
-        notes: one sentence about everything that could not be read.
+        notes: one sentence about everything that could not be read, and about every control of a probe that failed.
         label: the run's name in tables and pictures.
     """
 
@@ -279,6 +279,10 @@ def _read_probes(run: RunResults) -> dict[str, dict[int, dict[str, Any]]]:
         artefact = _read_json(file, run.notes)
         if artefact:
             probes.setdefault(file.parent.name, {})[step] = artefact
+    for probe, steps in probes.items():  # a number whose control failed must not be read without it
+        failures = steps[max(steps)].get("failures")
+        told = failures if isinstance(failures, list) else []
+        run.notes += [f"{probe}, step {max(steps):,}: a control failed: {failure}" for failure in told]
     return probes
 
 

@@ -16,13 +16,12 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from algornn.probes.batches import Batches
+from algornn.probes.model_copy import copy_of, device_of
 from algornn.probes.result import ProbeResult
 from algornn.probes.subject import (
     Loss,
     ProbeError,
     Subject,
-    copy_of,
-    device_of,
     exchange,
     is_out_of_memory,
     isolated,

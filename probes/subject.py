@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +16,6 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from algornn.probes.batches import Batches
 from algornn.probes.sites import activations
@@ -168,34 +166,6 @@ def isolated(device: torch.device, seed: int) -> Iterator[None]:
         np.random.set_state(numpy_state)  # noqa: NPY002
 
 
-def copy_of(model: nn.Module) -> nn.Module:
-    """Copy a live model for probing; the live model is only read.
-
-    The copy is in eval mode, requires no gradient, has half-precision weights as float32 and refers to no trainer.
-    Compiled modules are copied as the eager modules inside them. Tied weights stay tied; forward hooks that belong to
-    the model (such as weight normalisation) stay in force.
-    """
-    model = getattr(model, "_orig_mod", model)
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for name in ("_trainer", "_fabric", "_compiler_ctx"):
-            if vars(module).get(name) is not None:
-                memo[id(vars(module)[name])] = None
-        # Tensors that carry a graph (a recurrent state kept between batches) cannot be deep-copied.
-        for leaf in tree_leaves(list(vars(module).values())):
-            if isinstance(leaf, Tensor) and not leaf.is_leaf:
-                memo[id(leaf)] = leaf.detach().clone()
-    for module in model.modules():
-        if hasattr(module, "_orig_mod"):
-            memo[id(module)] = copy.deepcopy(module._orig_mod, memo)
-    twin = copy.deepcopy(model, memo)
-    if getattr(model, "_compiler_ctx", None) is not None:
-        for name in ("forward", "training_step", "validation_step", "test_step", "predict_step"):
-            vars(twin).pop(name, None)  # compiled entry points would run the live model
-    twin._apply(lambda t: t.float() if t.dtype in (torch.float16, torch.bfloat16) else t)
-    return twin.eval().requires_grad_(False)
-
-
 def loss_of(model: nn.Module, loss: Loss | None) -> Loss:
     """The loss that a probe uses: the user's, else the LightningModule's `loss(call, batch)`, else cross-entropy."""
     if loss is not None:
@@ -219,12 +189,6 @@ def cross_entropy(call: Callable[..., Any], batch: Any) -> Tensor:
         )
     x, y = batch
     return F.cross_entropy(call(x), y)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """The device of the model's first parameter or buffer; the CPU if it has neither."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return tensors[0].device if tensors else torch.device("cpu")
 
 
 def _to_cpu(tensor: Tensor) -> Tensor:

@@ -342,6 +342,17 @@ def test_probe_measured_once_has_figures_but_no_curve(tmp_path):
     assert names == {f"{probe}_{figure}" for probe in ("fast_weight", "weight_mask") for figure in FIGURES}
 
 
+def test_a_failed_control_stands_beside_the_numbers(tmp_path, capsys):
+    run = write_run(tmp_path / "run", steps=10_000)
+    file = run / "probes/fast_weight/step=10000.json"
+    file.write_text(json.dumps({"scalars": {"rank": 1.0}, "failures": ["Chance does as well."], "figures": {}}))
+    main([str(run)])
+    told = "fast_weight, step 10,000: a control failed: Chance does as well."
+    assert told in capsys.readouterr().out
+    assert told in (run / "report/report.html").read_text()
+    assert told in (run / "report/report.md").read_text()
+
+
 def test_figure_that_cannot_be_drawn_is_told(tmp_path, capsys):
     run = write_run(tmp_path / "run", steps=10_000)
     file = run / "probes/fast_weight/step=10000.json"

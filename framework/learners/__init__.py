@@ -1,5 +1,6 @@
 """Learners: LightningModules that hold loss, metrics and optimizer, one file per kind of task."""
 
+from algornn.learners.digit_classification import DigitClassification
 from algornn.learners.example_scores import ExampleScores
 from algornn.learners.key_value_retrieval import KeyValueRetrieval
 from algornn.learners.language_modeling import LanguageModeling, StreamScores
@@ -11,6 +12,7 @@ from algornn.learners.sequence_to_sequence import SequenceToSequence
 from algornn.learners.token_tagging import TokenTagging
 
 __all__ = [
+    "DigitClassification",
     "ExampleScores",
     "KeyValueRetrieval",
     "LanguageModeling",

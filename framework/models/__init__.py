@@ -1,6 +1,7 @@
 """Whole networks: story readers, token networks, and their baselines."""
 
 from algornn.models.attention import GeometricAttention, MultiHeadAttention, RelativeAttention
+from algornn.models.feed_forward import FeedForward
 from algornn.models.key_value import KeyValueRetriever
 from algornn.models.memory_augmented import DecomposedFastWeightMemory, MemoryAugmentedLSTM
 from algornn.models.recurrent import GRU, LSTM, BidirectionalLSTM
@@ -18,6 +19,7 @@ __all__ = [
     "BidirectionalLSTM",
     "DecomposedFastWeightMemory",
     "FastWeightBlocks",
+    "FeedForward",
     "GeometricAttention",
     "KeyValueRetriever",
     "LSTMReader",

@@ -1,5 +1,6 @@
 """Probes under two gloo processes: same training, the numbers of one process, no process left waiting."""
 
+import copy
 import datetime
 import json
 import os
@@ -10,7 +11,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
-from tiny_learner import MeanLoss, Recorder, loader, same, train
+from tiny_learner import Learner, MeanLoss, Recorder, loader, same, train
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from algornn.probes import FastWeightProbe, Probe, ProbeResult, WeightMaskProbe
 from algornn.probes.subject import ProbeError
@@ -104,13 +107,43 @@ def check_budget(root):
     return probe.state_dict()["runs"]
 
 
+def check_sharded(root):
+    """A model dealt to both processes by FSDP2 gives the plain model's numbers, and trains on as if not probed."""
+    torch.manual_seed(5)
+    plain = Learner()
+    twins = [copy.deepcopy(plain) for _ in range(2)]
+    mesh = init_device_mesh("cpu", (2,))
+    for twin in twins:
+        fully_shard(twin.memory.key, mesh=mesh)
+        fully_shard(twin.memory, mesh=mesh)
+        fully_shard(twin, mesh=mesh)
+    numbers = []
+    batch = next(iter(loader(31)))
+    for kind, settings in KINDS.items():
+        expected = kind(**settings).run(plain, loader(31)).to_json()
+        numbers.append(kind(**settings).run(twins[0], loader(31)).to_json() == expected)
+    for twin in twins:
+        torch.manual_seed(6)  # of the dropout
+        for step in range(2):
+            optimizer = torch.optim.SGD(twin.parameters(), 0.1)
+            twin.loss(twin, batch).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if twin is twins[0] and step == 0:
+                MeanLoss().run(twin, loader(31))
+    pairs = zip(twins[0].parameters(), twins[1].parameters(), strict=True)
+    equal = [torch.equal(a.full_tensor(), b.full_tensor()) for a, b in pairs]  # collectives: no `all` that stops early
+    return [*numbers, all(equal)]
+
+
 def work(rank, root, port):
     os.environ.update(
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE="2"
     )
     torch.set_num_threads(1)
     root = Path(root)
-    checks = {"training": check_training, "numbers": check_numbers, "failures": check_failures, "budget": check_budget}
+    checks = {"training": check_training, "numbers": check_numbers, "failures": check_failures, "budget": check_budget,
+              "sharded": check_sharded}  # fmt: skip
     report = {name: check(root / name) for name, check in checks.items()}
     (root / f"report-{rank}.json").write_text(json.dumps(report))
 
@@ -143,6 +176,10 @@ def test_an_error_of_one_process_is_raised_on_both(reports):
 
 def test_the_first_process_decides_on_the_budget(reports):
     assert [report["budget"] for report in reports[1]] == [3, 3]  # steps 2 and 4, and the end
+
+
+def test_a_sharded_model_is_probed_whole(reports):
+    assert [report["sharded"] for report in reports[1]] == [[True] * 4] * 2
 
 
 def test_artefacts_are_written_once(reports):

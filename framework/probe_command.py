@@ -1,0 +1,141 @@
+"""`algornn probe`: ask a probe of a trained run, or of any model, without a Trainer."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from jsonargparse import ArgumentParser
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from algornn.checkpoints import read_checkpoint
+from algornn.probes import Probe, ProbeResult
+
+
+def main(args: list[str]) -> None:
+    """Measure, print the scalars, and write ``<out>/probes/<name>/step=N.json`` with its pictures beside it.
+
+    Args:
+        args: the command line's arguments.
+
+    Raises:
+        ValueError: neither a run nor a model and its data are given.
+        FileNotFoundError: there is no such checkpoint.
+        FileExistsError: there is a result of this probe at this step already.
+    """
+    parser = ArgumentParser(prog="algornn probe", description=__doc__, exit_on_error=False)
+    parser.add_argument("--run_dir", type=Path | None, help="a run folder: its learner, and its validation set")
+    parser.add_argument("--ckpt_path", default="best", help="checkpoint of the run: best, last or a file")
+    parser.add_argument("--stage", default="val", help="which set of the run's data to measure on")
+    parser.add_argument("--model", type=str | None, help="module:factory (or module:name) of any torch module")
+    parser.add_argument("--data", type=str | None, help="module:factory of a loader or of a LightningDataModule")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to measure")
+    parser.add_argument("--out", type=Path | None, help="folder of the result; default: the run folder, else this one")
+    parser.add_subclass_arguments(Probe, "probe", required=True, help="the probe: a class name, and --probe.ARGUMENT")
+    config = parser.parse_args(args)
+    if (config.run_dir is None) == (config.model is None):
+        raise ValueError("Give --run_dir RUN for a trained run, or --model module:factory for a model of your own.")
+    if config.run_dir is not None:
+        model, loader, step = from_run(config.run_dir, config.ckpt_path, config.stage)
+    elif config.data is not None:
+        model, loader, step = imported(config.model), loader_of(imported(config.data), "val"), 0
+    else:
+        raise ValueError("A model of your own needs data: --data module:factory, which gives any iterable of batches.")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"--model {config.model} gives a {type(model).__name__}, expected a torch.nn.Module.")
+    probe: Probe = parser.instantiate_classes(config).probe
+    path = (config.out or config.run_dir or Path()) / "probes" / probe.name / f"step={step}.json"
+    if path.exists():
+        raise FileExistsError(f"{path} holds a result already. Choose another --out, or another --probe.name.")
+    result = probe.run(model.to(config.device), loader)
+    result.save(path, name=probe.name, step=step)
+    print(f"{text_of(result)}\n\nresult: {path}" + "".join(f"\npicture: {p}" for p in drawn(result, path)))
+
+
+def from_run(run: Path, ckpt_path: str, stage: str) -> tuple[L.LightningModule, Iterable[Any], int]:
+    """The learner of a run's checkpoint, the loader of a stage of its data, and the checkpoint's step."""
+    from algornn.cli import build_run
+
+    if not (run / "config.yaml").is_file():
+        raise FileNotFoundError(f"{run} is no run folder: it holds no config.yaml.")
+    file = run / "checkpoints" / f"{ckpt_path}.ckpt" if ckpt_path in ("best", "last") else Path(ckpt_path)
+    if ckpt_path == "best" and not file.is_file():
+        file = file.with_name("last.ckpt")
+    if not file.is_file():
+        raise FileNotFoundError(f"No checkpoint at {file}. Give --ckpt_path best, last or a file.")
+    checkpoint, built = read_checkpoint(file), build_run(run / "config.yaml")
+    built.model.load_state_dict(checkpoint["state_dict"])
+    return built.model, loader_of(built.data, stage), int(checkpoint["global_step"])
+
+
+def loader_of(source: Any, stage: str) -> Iterable[Any]:
+    """The loader of one stage of a data module; anything else that can be iterated is a loader already.
+
+    Raises:
+        ValueError: the data module has no such stage.
+        TypeError: the source cannot be iterated.
+    """
+    if not isinstance(source, L.LightningDataModule):
+        if not isinstance(source, Iterable):
+            raise TypeError(f"--data gives a {type(source).__name__}, expected a loader or a LightningDataModule.")
+        return source
+    source.prepare_data()
+    kind = "train" if stage == "train" else "test" if stage in getattr(source, "test_stages", ("test",)) else "val"
+    source.setup("test" if kind == "test" else "fit")
+    loaders = getattr(source, f"{kind}_dataloader")()
+    if isinstance(loaders, dict) and stage in loaders:
+        return loaders[stage]
+    if stage not in ("train", "val", "test"):
+        stages = getattr(source, "stages", ("train", "val", "test"))
+        raise ValueError(f"{type(source).__name__} has no stage {stage!r}; it has {', '.join(stages)}.")
+    return tree_leaves(loaders)[0]
+
+
+def imported(path: str) -> Any:
+    """What ``module:name`` names; a class or function is called without arguments, an object is taken as it is.
+
+    Raises:
+        ValueError: there is no such module or name in it, or it needs arguments.
+    """
+    module, _, name = path.partition(":")
+    if not module or not name:
+        raise ValueError(f"Expected module:name, such as mynet:make for the function make in mynet.py, got {path!r}.")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"There is no module {error.name!r} (looked for {path!r} in this folder, too).") from error
+    except AttributeError as error:
+        raise ValueError(f"The module {module!r} has no {name!r}.") from error
+    if isinstance(found, nn.Module) or not (inspect.isclass(found) or inspect.isroutine(found)):
+        return found
+    needed = [
+        p.name
+        for p in inspect.signature(found).parameters.values()
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    if needed:
+        raise ValueError(f"{path} is called without arguments, but needs {', '.join(needed)}: name a function of none.")
+    return found()
+
+
+def text_of(result: ProbeResult) -> str:
+    """The scalars of a result, one per line, and what failed."""
+    width = max(map(len, result.scalars), default=0)
+    lines = [f"{name:{width}s}  {float(value):.5g}" for name, value in result.scalars.items()]
+    return "\n".join([*lines, *(f"failed control: {sentence}" for sentence in result.failures)])
+
+
+def drawn(result: ProbeResult, path: Path) -> list[Path]:
+    """Draw the result's figures beside its file and return their paths."""
+    from algornn.probes.plots import draw
+
+    files = [path.with_name(f"{path.stem} {name.replace('/', ' ')}.png") for name in result.figures]
+    for file, spec in zip(files, result.figures.values(), strict=True):
+        draw(spec).savefig(file)
+    return files

@@ -1,0 +1,141 @@
+"""`algornn probe`: the numbers of the training, of any model, and what it refuses."""
+
+import json
+import sys
+
+import pytest
+from tiny_runs import TINY
+
+from algornn import cli
+from algornn.probes import FastWeightProbe, Probe, ProbeResult
+
+FOREIGN = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.lstm = nn.LSTM(4, 8, batch_first=True)
+        self.head = nn.Linear(8, 3)
+    def forward(self, x):
+        return self.head(self.lstm(x)[0][:, -1])
+
+def data():
+    g = torch.Generator().manual_seed(1)
+    return [(torch.randn(16, 5, 4, generator=g), torch.randint(0, 3, (16,), generator=g)) for _ in range(4)]
+
+def needy(size):
+    return Net()
+
+net = Net()
+number = 3
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("probe_command")
+    (folder / "tiny.yaml").write_text(TINY)
+    probes = ["--trainer.callbacks+=FastWeightProbe", "--trainer.callbacks.every_n_steps=20"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert cli.main(["fit", "--config", "tiny.yaml", "--run_dir", "run", *probes]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def foreign(tmp_path, monkeypatch):
+    (tmp_path / "foreign_net.py").write_text(FOREIGN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, ""])
+    yield tmp_path
+    sys.modules.pop("foreign_net", None)
+
+
+def test_a_checkpoint_gives_the_numbers_of_the_training(run, tmp_path, capsys):
+    command = ["probe", "--run_dir", str(run), "--ckpt_path", "last", "--probe", "FastWeightProbe"]
+    assert cli.main([*command, "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "probes/fast_weight/step=60.json").read_text())
+    trained = json.loads((run / "probes/fast_weight/step=60.json").read_text())
+    assert found["scalars"] == trained["scalars"]
+    assert found["tables"] == trained["tables"]
+    assert "effective_rank" in printed
+    pictures = sorted(tmp_path.glob("probes/fast_weight/*.png"))
+    assert len(pictures) == len(found["figures"]) > 0
+    assert all(str(picture) in printed for picture in pictures)
+
+
+def test_a_result_of_the_training_is_not_overwritten(run, capsys):
+    before = (run / "probes/fast_weight/step=60.json").read_bytes()
+    assert cli.main(["probe", "--run_dir", str(run), "--ckpt_path=last", "--probe=FastWeightProbe"]) == 2
+    assert "holds a result already. Choose another --out" in capsys.readouterr().err
+    assert (run / "probes/fast_weight/step=60.json").read_bytes() == before
+
+
+def test_another_stage_and_arguments_of_the_probe(run, tmp_path, capsys):
+    command = ["probe", "--run_dir", str(run), "--out", str(tmp_path), "--probe=FastWeightProbe"]
+    for stage in ("pairs", "train", "test"):
+        options = ["--stage", stage, f"--probe.name={stage}", "--probe.max_batches=1"]
+        assert cli.main([*command, *options]) == 0
+    scalars = [json.loads(file.read_text())["scalars"] for file in sorted(tmp_path.glob("probes/*/step=*.json"))]
+    assert len(scalars) == 3
+    assert scalars[0] != scalars[1] != scalars[2]
+    assert cli.main([*command, "--stage", "pears"]) == 2
+    assert "StoryWorld has no stage 'pears'; it has train, val, test, pairs" in capsys.readouterr().err
+
+
+class TinyLoss(Probe):
+    """The loss, without any control."""
+
+    def measure(self, subject):
+        losses = [float(subject.loss(subject.model, batch)) for batch in subject.loader]
+        return ProbeResult({"loss": sum(losses)}, failures=["Nothing was controlled."])
+
+
+@pytest.mark.parametrize("model", ["foreign_net:Net", "foreign_net:net"])
+def test_a_model_of_ones_own(foreign, model, capsys):
+    command = ["probe", "--model", model, "--data=foreign_net:data", f"--probe={__name__}.TinyLoss"]
+    assert cli.main(command) == 0
+    out = capsys.readouterr().out
+    assert "loss" in out
+    assert "failed control: Nothing was controlled." in out
+    assert (foreign / "probes/tiny_loss/step=0.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "Give --run_dir RUN for a trained run, or --model"),
+        (["--model=foreign_net:Net"], "needs data: --data module:factory"),
+        (["--model=foreign_net", "--data=foreign_net:data"], "Expected module:name"),
+        (["--model=foreign_nut:Net", "--data=foreign_net:data"], "no module 'foreign_nut'"),
+        (["--model=foreign_net:Nut", "--data=foreign_net:data"], "has no 'Nut'"),
+        (["--model=foreign_net:needy", "--data=foreign_net:data"], "needs size"),
+        (["--model=foreign_net:number", "--data=foreign_net:data"], "expected a torch.nn.Module"),
+        (["--model=foreign_net:Net", "--data=foreign_net:number"], "expected a loader"),
+        (["--run_dir=nowhere"], "no run folder"),
+    ],
+)
+def test_bad_input_is_one_sentence(foreign, options, words, capsys):
+    assert cli.main(["probe", *options, "--probe=FastWeightProbe"]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_an_unknown_probe_is_named(foreign, capsys):
+    assert cli.main(["probe", "--model=foreign_net:Net", "--data=foreign_net:data", "--probe=FastWaitProbe"]) == 2
+    assert "FastWeightProbe" in capsys.readouterr().err
+
+
+def test_run_and_command_agree(run):
+    """The library's call on the loaded learner and the command's are one and the same."""
+    from algornn.probe_command import from_run
+
+    learner, loader, step = from_run(run, "last", "val")
+    trained = json.loads((run / "probes/fast_weight/step=60.json").read_text())
+    assert step == 60
+    assert json.loads(FastWeightProbe().run(learner, loader).to_json())["scalars"] == trained["scalars"]
