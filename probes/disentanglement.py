@@ -44,7 +44,7 @@ class DisentanglementProbe(Probe):
     Args:
         meaning: at least two attributes ``[B, A]`` of whole numbers, a field of the batches or a function of a batch.
         message: messages ``[B, L]`` of whole numbers, a field or a function.
-        at: site of the messages; takes the place of `message`.
+        site: site of the messages; takes the place of `message`.
         read: "argmax": the largest of the last dimension of an activation ``[B, L, V]``; "bins": every unit is a place,
             its symbol one of `bins` bins of equally many examples, for which only `posdis` has a sense.
         bins: number of them.
@@ -63,7 +63,7 @@ class DisentanglementProbe(Probe):
         self,
         meaning: Field,
         message: Field | None = None,
-        at: str | None = None,
+        site: str | None = None,
         read: str = "argmax",
         bins: int = 20,
         padding: int | None = None,
@@ -73,15 +73,15 @@ class DisentanglementProbe(Probe):
         **schedule: Any,
     ) -> None:
         super().__init__(**schedule)
-        if (at is None) == (message is None):
-            raise ValueError("Give either at=..., the site of the messages, or message=..., their field.")
+        if (site is None) == (message is None):
+            raise ValueError("Give either site=..., the site of the messages, or message=..., their field.")
         if read not in ("argmax", "bins"):
             raise ValueError(f"read must be 'argmax' or 'bins', got {read!r}.")
         if bins < 2:
             raise ValueError(f"bins must be at least 2, got {bins}.")
         self.meaning = meaning
         self.message = message
-        self.at = at
+        self.site = site
         self.read = read
         self.bins = bins
         self.padding = padding
@@ -92,7 +92,7 @@ class DisentanglementProbe(Probe):
     def measure(self, subject: Subject) -> ProbeResult:
         """Gather meanings and messages, and compare their tables of counts."""
         models = {"message": subject.model}
-        if self.at is not None:
+        if self.site is not None:
             models["scrambled"] = controls.scrambled(subject.model, subject.generator)
 
         def read(batch: Any) -> dict[str, Any]:
@@ -109,13 +109,13 @@ class DisentanglementProbe(Probe):
         return self._report(found, subject.generator)
 
     def _message(self, subject: Subject, batch: Any, model: Any) -> Tensor:
-        if self.at is None:
+        if self.site is None:
             return labels_of(batch, 0 if self.message is None else self.message, "message")
-        return (vectors_of if self._in_bins else messages_of)(subject, self.at, batch, model)
+        return (vectors_of if self._in_bins else messages_of)(subject, self.site, batch, model)
 
     @property
     def _in_bins(self) -> bool:
-        return self.at is not None and self.read == "bins"
+        return self.site is not None and self.read == "bins"
 
     def _tables(self, meaning: Tensor, message: Tensor) -> dict[str, Indicators]:
         """Indicators of the attributes, of the places, of the counts of symbols, and the counts themselves."""

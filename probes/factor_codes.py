@@ -45,7 +45,7 @@ class FactorCodeProbe(Probe):
 
     Args:
         factors: at least two factors ``[B, K]`` of whole numbers, a field of the batches or a function of a batch.
-        at: site of the activation; all its dimensions but the first are units.
+        site: site of the activation; all its dimensions but the first are units.
         classifier: "boosting" (scikit-learn's gradient boosting), "forest" or "linear" (a support vector classifier
             with an L1 penalty on units of variance 1; absolute weights are the importance).
         trees: of a forest, or boosting steps.
@@ -64,7 +64,7 @@ class FactorCodeProbe(Probe):
     def __init__(
         self,
         factors: Field,
-        at: str,
+        site: str,
         classifier: str = "boosting",
         trees: int = 100,
         bins: int = 20,
@@ -81,7 +81,7 @@ class FactorCodeProbe(Probe):
         if not 0 < test_fraction < 1:
             raise ValueError(f"test_fraction must be between 0 and 1, got {test_fraction}.")
         self.factors = factors
-        self.at = at
+        self.site = site
         self.classifier = classifier
         self.trees = trees
         self.bins = bins
@@ -97,7 +97,7 @@ class FactorCodeProbe(Probe):
             factors = labels_of(batch, self.factors, "factors")
             if factors.shape[1] < 2:
                 raise ValueError("Units are compared over factors: factors must have at least two, [B, K].")
-            codes = {"code": vectors_of(subject, self.at, batch), "twin": vectors_of(subject, self.at, batch, twin)}
+            codes = {"code": vectors_of(subject, self.site, batch), "twin": vectors_of(subject, self.site, batch, twin)}
             return {"factors": factors, **codes}
 
         rows = gathered(subject, read)

@@ -40,7 +40,7 @@ class TensorProductProbe(Probe):
     held-out examples with the fit kept.
 
     Args:
-        at: site of the activation; all its dimensions but the first are one vector.
+        site: site of the activation; all its dimensions but the first are one vector.
         fillers: tokens ``[B, T]``, a field of the batches or a function of a batch.
         schemes: of "left_to_right", "right_to_left", "bidirectional", "wickelrole" (the two neighbours) and
             "bag_of_words" (one role).
@@ -60,7 +60,7 @@ class TensorProductProbe(Probe):
 
     def __init__(
         self,
-        at: str,
+        site: str,
         fillers: Field,
         schemes: Sequence[str] = SCHEMES,
         role: Field | None = None,
@@ -77,13 +77,13 @@ class TensorProductProbe(Probe):
             raise ValueError(f"schemes must be some of {list(SCHEMES)}, got {list(schemes)}; role=... adds your own.")
         if ridge <= 0 or not 0 < test_fraction < 1:
             raise ValueError(f"Expected ridge > 0 and test_fraction in (0, 1), got {ridge} and {test_fraction}.")
-        call = Site.parse(at).call
+        call = Site.parse(site).call
         if substitute and (call == ":" or (isinstance(call, int) and call < 0)):
             raise ValueError(
-                f"A reconstruction takes the place of one call, counted from the first: the site {at!r} is not written "
-                "so; set substitute=False to measure it all the same."
+                f"A reconstruction takes the place of one call, counted from the first: the site {site!r} is not "
+                "written so; set substitute=False to measure it all the same."
             )
-        self.at = at
+        self.site = site
         self.fillers = fillers
         self.schemes = tuple(schemes)
         self.role = role
@@ -118,8 +118,8 @@ class TensorProductProbe(Probe):
     def _read(self, subject: Subject, batch: Any, twin: torch.nn.Module) -> dict[str, Any]:
         tokens = labels_of(batch, self.fillers, "fillers")
         codes = {
-            "activation": vectors_of(subject, self.at, batch),
-            "scrambled": vectors_of(subject, self.at, batch, twin),
+            "activation": vectors_of(subject, self.site, batch),
+            "scrambled": vectors_of(subject, self.site, batch, twin),
         }
         roles = {} if self.role is None else {"role": numbers_of(field_of(batch, self.role), tokens.shape)}
         return {"tokens": tokens, "size": [len(tokens)], **codes, **roles}
@@ -147,7 +147,7 @@ class TensorProductProbe(Probe):
             before = decisions(subject.forward(batch), rows["size"][index])
             found = {}
             for name, estimate in estimates.items():
-                with replaced(subject.model, {self.at: _instead(estimate[part])}):
+                with replaced(subject.model, {self.site: _instead(estimate[part])}):
                     after = decisions(subject.forward(batch), rows["size"][index])
                 found[name] = (after == before).all(1).double()
             return found

@@ -37,10 +37,10 @@ class TopographicSimilarityProbe(Probe):
 
     Args:
         meaning: attributes ``[B, A]`` of whole numbers: a field of the batches or a function of a batch.
-        at: site of the codes. Messages are read from it as the largest of its last dimension, ``[B, L, V]``.
-        message: messages ``[B, L]`` of whole numbers, a field or a function; takes the place of `at`.
+        site: site of the codes. Messages are read from it as the largest of its last dimension, ``[B, L, V]``.
+        message: messages ``[B, L]`` of whole numbers, a field or a function; takes the place of `site`.
         distance: "cosine" or "euclidean" of activations, "hamming" or "edit" (Levenshtein, not divided by the length)
-            of messages; None: "cosine" for `at`, "edit" for `message`.
+            of messages; None: "cosine" for `site`, "edit" for `message`.
         padding: symbol that fills messages up; the edit distance leaves it out.
         max_items: at most so many items, drawn at random from those that do not repeat another's meaning and code.
         permutations: number of shufflings.
@@ -54,7 +54,7 @@ class TopographicSimilarityProbe(Probe):
     def __init__(
         self,
         meaning: Field,
-        at: str | None = None,
+        site: str | None = None,
         message: Field | None = None,
         distance: str | None = None,
         padding: int | None = None,
@@ -64,17 +64,17 @@ class TopographicSimilarityProbe(Probe):
         **schedule: Any,
     ) -> None:
         super().__init__(**schedule)
-        if (at is None) == (message is None):
-            raise ValueError("Give either at=..., the site of the codes, or message=..., the field of the messages.")
+        if (site is None) == (message is None):
+            raise ValueError("Give either site=..., the site of the codes, or message=..., the field of the messages.")
         offers = VECTORS + MESSAGES if message is None else MESSAGES
         if distance is not None and distance not in offers:
             raise ValueError(f"distance must be one of {list(offers)}, got {distance!r}.")
         if max_items < 3:
             raise ValueError(f"max_items must be at least 3, got {max_items}.")
         self.meaning = meaning
-        self.at = at
+        self.site = site
         self.message = message
-        self.distance = distance or ("edit" if at is None else "cosine")
+        self.distance = distance or ("edit" if site is None else "cosine")
         self.padding = padding
         self.max_items = max_items
         self.permutations = permutations
@@ -82,7 +82,7 @@ class TopographicSimilarityProbe(Probe):
 
     def measure(self, subject: Subject) -> ProbeResult:
         """Gather meanings and codes of all examples, then compare all pairs of items."""
-        scrambled = None if self.at is None else controls.scrambled(subject.model, subject.generator)
+        scrambled = None if self.site is None else controls.scrambled(subject.model, subject.generator)
 
         def read(batch: Any) -> dict[str, Any]:
             rows = {"meaning": labels_of(batch, self.meaning, "meaning"), "code": self._code(subject, batch)}
@@ -95,10 +95,10 @@ class TopographicSimilarityProbe(Probe):
         return self._report(meaning, code, other, subject.generator)
 
     def _code(self, subject: Subject, batch: Any, model: Any = None) -> Tensor:
-        if self.at is None:
+        if self.site is None:
             return labels_of(batch, 0 if self.message is None else self.message, "message")
         read = vectors_of if self.distance in VECTORS else messages_of
-        return read(subject, self.at, batch, model)
+        return read(subject, self.site, batch, model)
 
     def _items(self, meaning: Tensor, code: Tensor, generator: torch.Generator) -> Tensor:
         """The first of each group of items that are equal in meaning and code, at most `max_items` of them."""

@@ -43,7 +43,7 @@ class TreeReconstructionProbe(Probe):
     bootstrap over examples with the fitted vectors kept.
 
     Args:
-        at: site of the activation; all its dimensions but the first are one vector.
+        site: site of the activation; all its dimensions but the first are one vector.
         derivation: function of a batch, a list of B derivations: nested tuples, in which anything that is no tuple is
             a primitive. Nodes of more than two parts are composed from the left.
         composition: "add", "linear", "bilinear" or "mlp".
@@ -60,7 +60,7 @@ class TreeReconstructionProbe(Probe):
 
     def __init__(
         self,
-        at: str,
+        site: str,
         derivation: Callable[[Any], list[Any]],
         composition: str = "add",
         distance: str = "l2",
@@ -77,7 +77,7 @@ class TreeReconstructionProbe(Probe):
         for name, value in {"steps": steps, "lr": lr, "permutations": permutations}.items():
             if value <= 0:
                 raise ValueError(f"{name} must be positive, got {value}.")
-        self.at = at
+        self.site = site
         self.derivation = derivation
         self.composition = composition
         self.distance = distance
@@ -93,7 +93,9 @@ class TreeReconstructionProbe(Probe):
             trees = list(self.derivation(batch))
             if len(trees) != size_of(batch):
                 raise ValueError(f"derivation(batch) must give {size_of(batch)} derivations, it gave {len(trees)}.")
-            codes = {name: vectors_of(subject, self.at, batch, m) for name, m in (("", subject.model), ("twin", twin))}
+            codes = {
+                name: vectors_of(subject, self.site, batch, m) for name, m in (("", subject.model), ("twin", twin))
+            }
             return {"tree": trees, **codes}
 
         rows = gathered(subject, read)

@@ -140,7 +140,7 @@ def test_shares_of_symbols_are_normalised_over_concepts():
 
 
 def test_a_model_that_keeps_places_by_construction_fails_the_scrambled_control():
-    result = run(grid(6), Speaker(6), at="out")
+    result = run(grid(6), Speaker(6), site="out")
     assert result.scalars["posdis"] == pytest.approx(1)
     assert result.scalars["posdis_scrambled"] == pytest.approx(1)
     assert result.scalars["posdis_shuffled"] < 0.3
@@ -156,10 +156,10 @@ def test_units_in_bins():
     embedding = Speaker(5)
     embedding.say = nn.Embedding(5, 1)
     embedding.say.weight.data = torch.tensor([[0.3], [-2], [5], [7], [1]])
-    result = run(meaning, embedding, at="out", read="bins")
+    result = run(meaning, embedding, site="out", read="bins")
     assert result.scalars["posdis"] == pytest.approx(1)
     assert "bosdis" not in result.scalars
-    assert run(meaning, embedding, at="out", read="bins", bins=2).scalars["posdis"] == pytest.approx(1)
+    assert run(meaning, embedding, site="out", read="bins", bins=2).scalars["posdis"] == pytest.approx(1)
 
 
 def test_shuffled_messages_of_few_examples_are_biased_and_the_correction_helps():
@@ -200,20 +200,20 @@ def test_bins_hold_equally_many_examples():
 
 
 def test_edges():
-    assert run(grid(3)[:1], Speaker(3), at="out").scalars["examples"] == 1
+    assert run(grid(3)[:1], Speaker(3), site="out").scalars["examples"] == 1
     broken = Speaker(3)
     broken.say.weight.data.fill_(math.nan)
-    assert run(grid(3), broken, at="out", read="bins").scalars == {"examples": 0}
+    assert run(grid(3), broken, site="out", read="bins").scalars == {"examples": 0}
     with pytest.raises(ValueError, match="at least two"):
         run(grid(3)[:, :1], message=grid(3))
     with pytest.raises(ValueError, match="either at"):
         DisentanglementProbe("meaning")
     with pytest.raises(ValueError, match="read must be"):
-        DisentanglementProbe("meaning", at="out", read="softmax")
+        DisentanglementProbe("meaning", site="out", read="softmax")
     with pytest.raises(ValueError, match="bins must be"):
-        DisentanglementProbe("meaning", at="out", bins=1)
+        DisentanglementProbe("meaning", site="out", bins=1)
     with pytest.raises(ValueError, match=r"activation \[B, L, V\]"):
-        run(torch.zeros(4, 2, 2, dtype=torch.long)[:, 0], lambda_model(), at="out")
+        run(torch.zeros(4, 2, 2, dtype=torch.long)[:, 0], lambda_model(), site="out")
 
 
 def lambda_model():

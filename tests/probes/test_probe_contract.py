@@ -2,74 +2,13 @@
 
 import pytest
 import torch
+from cases import CASES
 from lightning.pytorch import Callback
-from tiny_learner import Learner, MeanLoss, Recorder, loader, same, train
+from tiny_learner import Learner, Recorder, loader, same, train
 
 import algornn.probes
-from algornn.probes import (
-    ActivationPatchingProbe,
-    ConsistencyProbe,
-    FastWeightProbe,
-    FunctionCompatibilityProbe,
-    GeneralizationGapProbe,
-    InterchangeProbe,
-    LinearDecodingProbe,
-    Probe,
-    RepresentationSimilarityProbe,
-    WeightMaskProbe,
-)
+from algornn.probes import Probe
 
-
-class FirstWord:
-    """A causal model of the task: the label is the first word modulo 3."""
-
-    def variable(self, batch):
-        return batch.x[:, 0] % 3
-
-    def counterfactual(self, base, source):
-        return self.variable(source)
-
-    DisentanglementProbe,
-    FactorCodeProbe,
-    FastWeightProbe,
-    Probe,
-    TensorProductProbe,
-    TopographicSimilarityProbe,
-    TreeReconstructionProbe,
-    WeightMaskProbe,
-)
-
-# One row per probe: small settings with which it can measure the learner of tiny_learner.
-CASES = {
-    MeanLoss: {},
-    ActivationPatchingProbe: {"corrupt": lambda batch: batch._replace(x=batch.x.flip(0), y=batch.y.flip(0))},
-    ConsistencyProbe: {"twin": lambda batch: batch._replace(x=batch.x.flip(1))},
-    FastWeightProbe: {},
-    LinearDecodingProbe: {"sites": ["memory", "memory.embedding"], "portions": (0.2, 1), "max_batches": 3},
-    RepresentationSimilarityProbe: {"sites": ["memory", "memory.embedding"], "permutations": 3, "max_batches": 3},
-    FunctionCompatibilityProbe: {"site": "head:input", "function": lambda batch: batch.x[:, 1], "symbol": "y"},
-    GeneralizationGapProbe: {"ood": ["third"]},
-    InterchangeProbe: {"causal_model": FirstWord(), "site": "memory", "dimensions": 2, "steps": 3, "blocks": 4},
-    DisentanglementProbe: {"meaning": "x", "at": "memory", "permutations": 5, "resamples": 5},
-    FactorCodeProbe: {
-        "factors": lambda batch: batch.x[:, :2],
-        "at": "memory",
-        "classifier": "forest",
-        "trees": 2,
-        "resamples": 5,
-    },
-    FastWeightProbe: {},
-    TensorProductProbe: {"at": "memory", "fillers": "x", "permutations": 2},
-    TopographicSimilarityProbe: {"meaning": "x", "at": "memory.embedding", "permutations": 5, "resamples": 5},
-    TreeReconstructionProbe: {
-        "at": "memory",
-        "derivation": lambda batch: [tuple(row) for row in batch.x.tolist()],
-        "composition": "mlp",
-        "steps": 3,
-        "permutations": 2,
-    },
-    WeightMaskProbe: {"steps": 3, "repeats": 2},
-}
 each = pytest.mark.parametrize("kind", CASES, ids=lambda kind: kind.__name__)
 
 

@@ -52,7 +52,7 @@ def all_sequences(V, lengths):
     """Every sequence of tokens 1 to V of each length, so often that lengths are equally frequent; 0 pads."""
     rows = []
     for length in lengths:
-        some = [[*word, *[0] * (T - length)] for word in itertools.product(range(1, V + 1), repeat=length)]
+        some = [[*word, *[0] * (T - length)] for word in itertools.product(range(1, V + 1), repesite=length)]
         rows += some * V ** (max(lengths) - length)
     return torch.tensor(rows)
 
@@ -95,9 +95,9 @@ def sampled(n, V=4, lengths=(2, 3, 4, 5, 6), seed=0):
     return x * (torch.arange(T) < length)
 
 
-def run(model, tokens, size=64, at="code", **settings):
+def run(model, tokens, size=64, site="code", **settings):
     settings = {"loss": lambda call, x: call(x).sum(), "max_batches": None, "permutations": 2, **settings}
-    return TensorProductProbe(at, lambda x: x, **settings).run(model, list(tokens.split(size)))
+    return TensorProductProbe(site, lambda x: x, **settings).run(model, list(tokens.split(size)))
 
 
 def test_the_planted_code_has_exact_shares():
@@ -310,6 +310,6 @@ def test_mistakes_are_named():
         run(Sum(4), sampled(9), ridge=0.0)
     for site in ("code@-1", "code@:"):
         with pytest.raises(ValueError, match="counted from the first"):
-            run(Sum(4), sampled(9), at=site)
+            run(Sum(4), sampled(9), site=site)
     with pytest.raises(ValueError, match=r"one role per filler, \[9, 6\], it gave \[9, 5\]"):
         run(Sum(4), sampled(9), role=lambda x: x[:, :5])

@@ -83,7 +83,7 @@ def test_the_probe_finds_it_in_messages(distance):
 @pytest.mark.parametrize("distance", ["cosine", "euclidean", "hamming"])
 def test_the_probe_finds_it_in_activations_beside_its_controls(distance):
     torch.manual_seed(0)
-    probe = TopographicSimilarityProbe("meaning", at="out", distance=distance, loss=drive, **SETTINGS)
+    probe = TopographicSimilarityProbe("meaning", site="out", distance=distance, loss=drive, **SETTINGS)
     result = probe.run(Speaker(6), batches(grid(6)))
     assert result.scalars["topsim"] == pytest.approx(1, abs=1e-12)
     assert abs(result.scalars["topsim_shuffled"]) < 0.05
@@ -145,7 +145,7 @@ def test_shuffled_is_the_null_distribution_of_the_similarity():
 
 def test_repeated_items_count_once_and_the_rest_is_sampled():
     loader = batches(grid(5).repeat(3, 1))
-    result = TopographicSimilarityProbe("meaning", at="out", loss=drive, **SETTINGS).run(Speaker(5), loader)
+    result = TopographicSimilarityProbe("meaning", site="out", loss=drive, **SETTINGS).run(Speaker(5), loader)
     assert result.scalars["items"] == 25
     same_meaning = batches(grid(5).repeat(2, 1), message=torch.cat([code("identity", 5), code("one sum", 5)]))
     probe = TopographicSimilarityProbe("meaning", message="message", max_items=40, loss=drive, **SETTINGS)
@@ -160,13 +160,13 @@ def test_a_code_of_nothing_fails_its_controls():
     result = TopographicSimilarityProbe("meaning", message="message", loss=drive, **SETTINGS).run(Speaker(6), loader)
     assert "Shuffled codes come close" in result.failures[0]
     W = torch.rand(1, 6, generator=generator).repeat(6, 1)  # the same for every value
-    result = TopographicSimilarityProbe("meaning", at="out", loss=drive, **SETTINGS).run(
+    result = TopographicSimilarityProbe("meaning", site="out", loss=drive, **SETTINGS).run(
         Speaker(6, W), batches(grid(6))
     )
     assert "topsim" not in result.scalars
     assert "not defined" in result.failures[0]
     assert result.figures["topsim"]["x"] == ["scrambled weights"]
-    result = TopographicSimilarityProbe("meaning", at="out", loss=drive, **SETTINGS).run(
+    result = TopographicSimilarityProbe("meaning", site="out", loss=drive, **SETTINGS).run(
         Speaker(6, torch.ones(6, 6)), batches(grid(6))
     )
     assert list(result.figures) == ["distances"]
@@ -174,7 +174,7 @@ def test_a_code_of_nothing_fails_its_controls():
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_few_items_or_no_finite_ones_have_no_value(n):
-    probe = TopographicSimilarityProbe("meaning", at="out", loss=drive, **SETTINGS)
+    probe = TopographicSimilarityProbe("meaning", site="out", loss=drive, **SETTINGS)
     assert "topsim" not in probe.run(Speaker(3), batches(grid(3)[:n], 1)).scalars
     W = torch.full((3, 3), math.nan)
     assert probe.run(Speaker(3, W), batches(grid(3))).scalars["items"] == 0
@@ -189,11 +189,13 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="distance must be one of"):
         TopographicSimilarityProbe("meaning", message="m", distance="cosine")
     with pytest.raises(ValueError, match="at least 3"):
-        TopographicSimilarityProbe("meaning", at="out", max_items=2)
+        TopographicSimilarityProbe("meaning", site="out", max_items=2)
     with pytest.raises(ValueError, match="no field 'colour'"):
-        TopographicSimilarityProbe("colour", at="out", loss=drive).run(Speaker(3), batches(grid(3)))
+        TopographicSimilarityProbe("colour", site="out", loss=drive).run(Speaker(3), batches(grid(3)))
     with pytest.raises(TypeError, match="whole numbers"):
-        TopographicSimilarityProbe(lambda b: b["meaning"] + 0.5, at="out", loss=drive).run(Speaker(3), batches(grid(3)))
+        TopographicSimilarityProbe(lambda b: b["meaning"] + 0.5, site="out", loss=drive).run(
+            Speaker(3), batches(grid(3))
+        )
     wide = [{"meaning": grid(3)}, {"meaning": torch.zeros(4, 3, dtype=torch.long)}]
     with pytest.raises(ValueError, match="another shape in another batch"):
-        TopographicSimilarityProbe("meaning", at="out", loss=drive).run(Speaker(3), wide)
+        TopographicSimilarityProbe("meaning", site="out", loss=drive).run(Speaker(3), wide)
