@@ -185,7 +185,7 @@ def _report(
         "ncut_shuffled": {kind: [row["ncut"] for row in found] for kind, found in by_kind.items()},
         "neurons": _shares(network["labels"], layers, k),
     }
-    return ProbeResult(finite(scalars), tables, _figures(scalars, tables, k), _failures(scalars))
+    return ProbeResult(finite(scalars), tables, _figures(scalars, tables, k), _failures(scalars, len(by_kind["all"])))
 
 
 def _against(value: float, shuffles: Tensor, key: str, z: str, suffix: str) -> dict[str, float]:
@@ -216,19 +216,21 @@ def _shares(labels: list[int], layers: list[Layer], k: int) -> dict[str, list[fl
     return dict(zip(sets, shares.tolist(), strict=True))
 
 
-def _failures(scalars: dict[str, float]) -> list[str]:
+def _failures(scalars: dict[str, float], shuffles: int) -> list[str]:
     failures = []
+    sure = max(_SURE, 1 / (1 + shuffles)) + 1e-9  # with few shuffles, the least p that there can be
+    alike, alike_non_zero = (scalars.get(key, 0) > sure for key in ("p", "p_non_zero"))
     if math.isnan(scalars["ncut"]):
         failures.append(
             f"There is no n-cut: fewer than {scalars['clusters'] + 1:.0f} neurons have an edge, or a weight is not "
             "finite; conclude nothing."
         )
-    elif scalars.get("p", 0) > _SURE and scalars.get("p_non_zero", 0) > _SURE:
+    elif alike and alike_non_zero:
         failures.append(
             f"Shuffled networks have as small an n-cut (p = {scalars['p']:.2g}): do not conclude that the weights form "
             "clusters."
         )
-    elif (scalars.get("p", 0) > _SURE) != (scalars.get("p_non_zero", 0) > _SURE):
+    elif alike != alike_non_zero:
         failures.append(
             "Shuffles of all entries and of those that are not zero disagree: what is found depends on where the zeros "
             "lie; do not conclude from one of them."
