@@ -211,7 +211,7 @@ class RunRecord(L.Callback):
         return {
             "recipe": self.recipe.name,
             "seed": self.seed,
-            "model": type(getattr(learner, "model", learner)).__name__,
+            "model": _name(getattr(learner, "model", learner)),
             "parameters": sum(p.numel() for p in learner.parameters() if p.requires_grad),
             "data": f"{type(data).__name__} {getattr(data, 'split', '')}".strip() + (f" ({note})" if note else ""),
             "steps": steps,
@@ -226,6 +226,14 @@ class RunRecord(L.Callback):
             "probes": probe_values(Path(trainer.default_root_dir)),
             "command": self.command,
         } | provenance()
+
+
+def _name(network: Any) -> str:
+    """The network's class, with that of the layer or memory inside where it can have any: SequenceClassifier(LSTM)."""
+    inner = getattr(network, "layer", None) or getattr(network, "decoder", None)
+    name = type(network).__name__
+    wrapped = isinstance(inner, torch.nn.Module) and not isinstance(inner, torch.nn.ModuleList)
+    return f"{name}({type(inner).__name__})" if wrapped else name
 
 
 def _selection(trainer: Any) -> str:

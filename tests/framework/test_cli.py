@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -290,6 +291,36 @@ def test_an_override_reaches_what_interpolates_it(capsys, tmp_path, monkeypatch)
         cli.main(["fit", "--config", "mine.yaml", "--data.batch_size", "6", "--print_config"])
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["model"]["init_args"]["model"]["init_args"]["role_size"] == 6
+
+
+NETWORKS = """
+import torch
+from torch import nn
+
+class OnlySizes(nn.Module):
+    def __init__(self, vocab_size, sentence_length):
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, vocab_size)
+    def forward(self, story, query, mask=None):
+        return self.embedding(query).sum(1)
+"""
+
+
+def test_a_network_of_sizes_alone_trains_and_is_found_from_its_run_folder(tmp_path, monkeypatch, capsys):
+    (tmp_path / "only_sizes.py").write_text(NETWORKS)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    args = ["--model.model=only_sizes.OnlySizes", "--trainer.max_steps=2", "--trainer.val_check_interval=2"]
+    assert cli.main(["fit", "--config", "tiny.yaml", "--run_dir", "runs/own", *args]) == 0, capsys.readouterr().err
+    assert cli.main(["test", "--run_dir", "runs/own"]) == 0, capsys.readouterr().err
+
+
+def test_a_name_that_torch_has_too_means_ours():
+    args = ["--config", "quickstart", "--model.model.layer", "GRU", "--model.model.encoder=LSTM", "--data", "GRU"]
+    assert cli.resolve_recipes(args)[2:] == [
+        "--model.model.layer", "algornn.GRU", "--model.model.encoder=algornn.LSTM", "--data", "GRU",
+    ]  # fmt: skip
 
 
 def test_list_names_every_model_probe_split_and_recipe(capsys):

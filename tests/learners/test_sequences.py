@@ -298,3 +298,17 @@ def test_data_for_another_learner_are_named(tmp_path):
 def test_a_model_that_cannot_decode_is_named():
     with pytest.raises(TypeError, match="`model` must have start and step to decode, Linear lacks start"):
         SequenceToSequence(nn.Linear(2, 2))
+
+
+def test_a_source_of_ones_own_is_encoded_and_what_is_written_decoded():
+    data = Reversal("reversal")
+    batch = data.encode("a b c", "d")
+    assert [[data.vocabulary[i] for i in row] for row in batch.source.tolist()] == [
+        ["a", "b", "c", "<eos>"], ["d", "<eos>", "<pad>", "<pad>"],
+    ]  # fmt: skip
+    assert batch.source_mask.sum(1).tolist() == [4, 2]
+    written = fresh().eval().predict_step(batch, 0)
+    assert all(isinstance(data.decode(row), list) for row in written)
+    assert data.decode(torch.tensor([2, 3, 1, 0])) == ["d", "c"]
+    with pytest.raises(ValueError, match=r"x, y: not in the vocabulary of Reversal\."):
+        data.encode("a y x")
