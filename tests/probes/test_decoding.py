@@ -209,7 +209,7 @@ def test_negative_labels_are_ignored():
 
 
 def test_majority_is_the_most_frequent_label_among_those_fitted():
-    y = torch.cat([torch.zeros(90, dtype=torch.long), torch.ones(30, dtype=torch.long)])
+    y = torch.cat([torch.ones(90, dtype=torch.long), torch.zeros(30, dtype=torch.long)])
     result = decode(torch.zeros(120, 2), y, held_out=0.5)
     assert result.scalars["majority_accuracy"] == result.scalars["accuracy"] == result.scalars["control_accuracy"]
     assert 0.6 < result.scalars["accuracy"] < 0.9
