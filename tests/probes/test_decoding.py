@@ -237,6 +237,13 @@ def test_rows_line_up_after_the_shuffle():
     assert sorted(h[::2, 0].tolist()) == list(range(8))
 
 
+def test_examples_without_a_label_do_not_count():
+    part = {"y": torch.tensor([4, 7, 4]), "example": torch.tensor([1, 1, 3]), "size": 9}
+    rows = joined([{**part, ("model", "a"): torch.zeros(3, 1)}] * 2, generator())
+    assert rows.example.unique().tolist() == [0, 1, 2, 3]
+    assert rows.C == 2
+
+
 def test_what_follows_the_labels_dimensions_is_flattened():
     h = torch.arange(24.0).view(2, 3, 4)
     assert torch.equal(rows_of(h, torch.zeros(2), "a"), h.view(2, 12))
