@@ -209,7 +209,7 @@ def test_negative_labels_are_ignored():
 
 
 def test_majority_is_the_most_frequent_label_among_those_fitted():
-    y = torch.cat([torch.zeros(90, dtype=torch.long), torch.ones(30, dtype=torch.long)])
+    y = torch.cat([torch.ones(90, dtype=torch.long), torch.zeros(30, dtype=torch.long)])
     result = decode(torch.zeros(120, 2), y, held_out=0.5)
     assert result.scalars["majority_accuracy"] == result.scalars["accuracy"] == result.scalars["control_accuracy"]
     assert 0.6 < result.scalars["accuracy"] < 0.9
@@ -235,6 +235,13 @@ def test_rows_line_up_after_the_shuffle():
     assert torch.equal(h[::2, 0], h[1::2, 0])
     assert h[::2, 0].tolist() != sorted(h[::2, 0].tolist())
     assert sorted(h[::2, 0].tolist()) == list(range(8))
+
+
+def test_examples_without_a_label_do_not_count():
+    part = {"y": torch.tensor([4, 7, 4]), "example": torch.tensor([1, 1, 3]), "size": 9}
+    rows = joined([{**part, ("model", "a"): torch.zeros(3, 1)}] * 2, generator())
+    assert rows.example.unique().tolist() == [0, 1, 2, 3]
+    assert rows.C == 2
 
 
 def test_what_follows_the_labels_dimensions_is_flattened():
