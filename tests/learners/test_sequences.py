@@ -312,3 +312,9 @@ def test_a_source_of_ones_own_is_encoded_and_what_is_written_decoded():
     assert data.decode(torch.tensor([2, 3, 1, 0])) == ["d", "c"]
     with pytest.raises(ValueError, match=r"x, y: not in the vocabulary of Reversal\."):
         data.encode("a y x")
+
+
+@pytest.mark.parametrize("shares", [0.5, "1", (None,)])
+def test_length_groups_are_shares(shares):
+    with pytest.raises(TypeError, match="`length_groups` must be a tuple of shares that sum to 1"):
+        fresh(length_groups=shares)
