@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,13 +34,36 @@ def bootstrap(
     if n < 2:
         return math.nan, math.nan
     draws = torch.randint(n, (resamples, n), generator=generator, device=generator.device).cpu()
-    values = torch.tensor([statistic(indices) for indices in draws], dtype=torch.float64)
-    values = values[values.isfinite()]
+    values = _known([statistic(indices) for indices in draws])
     if not len(values):
         return math.nan, math.nan
     tail = (1 - level) / 2
     low, high = values.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return low, high
+
+
+def around(value: float, resampled: Sequence[float], least: float, most: float) -> tuple[float, float]:
+    """The interval value +- 1.96 bootstrap standard errors, within the range of the statistic.
+
+    For statistics that resampling shifts, such as mutual information: percentiles of the resamples would not hold the
+    value, because examples that occur twice look like a regularity.
+
+    Args:
+        value: the statistic of all items.
+        resampled: the statistic of each resample; not-a-numbers are left out.
+        least: the statistic's smallest possible value.
+        most: its largest.
+
+    Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, section 13.2.
+    """
+    reach = 1.96 * spread(resampled)[1]
+    return (math.nan, math.nan) if math.isnan(reach + value) else (max(value - reach, least), min(value + reach, most))
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation of values, without not-a-numbers; both are not-a-number if none is left."""
+    known = _known(values)
+    return (float(known.mean()), float(known.std(correction=0))) if len(known) else (math.nan, math.nan)
 
 
 def mean_interval(values: Tensor, generator: torch.Generator, resamples: int = 200) -> tuple[float, float]:
@@ -94,11 +117,7 @@ def permuted(
     Not-a-numbers are left out; both are not-a-number if none is left.
     """
     orders = [torch.randperm(n, generator=generator, device=generator.device).cpu() for _ in range(times)]
-    values = torch.tensor([statistic(order) for order in orders], dtype=torch.float64)
-    values = values[values.isfinite()]
-    if not len(values):
-        return math.nan, math.nan
-    return float(values.mean()), float(values.std(correction=0))
+    return spread([statistic(order) for order in orders])
 
 
 def scrambled(model: nn.Module, generator: torch.Generator) -> nn.Module:
@@ -122,3 +141,8 @@ def with_interval(name: str, value: float, interval: tuple[float, float]) -> dic
 def finite(scalars: dict[str, Any]) -> dict[str, float]:
     """The scalars that are numbers: what is not defined is left out of the log rather than logged as not-a-number."""
     return {name: float(value) for name, value in scalars.items() if not math.isnan(float(value))}
+
+
+def _known(values: Sequence[float]) -> Tensor:
+    known = torch.tensor(values, dtype=torch.float64)
+    return known[known.isfinite()]

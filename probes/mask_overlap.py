@@ -16,12 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from algornn.probes.controls import finite
 from algornn.probes.result import ProbeResult
 
 Job = tuple[str, int]
+SCRAMBLED = "scrambled"
+_DROP = 0.1  # loss of accuracy, or excess of IoU over its ceiling, that makes a control fail
 
 
-def overlap_report(rows: dict[Job, dict[str, Any]], tasks: list[str], sizes: dict[str, int]) -> ProbeResult:
+def overlap_report(
+    rows: dict[Job, dict[str, Any]],
+    tasks: list[str],
+    sizes: dict[str, int],
+    control: dict[str, dict[str, Any]] | None = None,
+) -> ProbeResult:
     """Compare masks.
 
     Args:
@@ -29,6 +37,7 @@ def overlap_report(rows: dict[Job, dict[str, Any]], tasks: list[str], sizes: dic
             `inverse_accuracy` per task. The names are "unmasked", "control" and the tasks.
         tasks: names of the tasks.
         sizes: number of weights of each layer, in the order of the masks; their sum is P.
+        control: the rows "unmasked" and of each task for the network with scrambled weights; None or empty: none.
     """
     first = {name: row for (name, repeat), row in rows.items() if repeat == 0}
     tables: dict[str, Any] = {
@@ -49,7 +58,12 @@ def overlap_report(rows: dict[Job, dict[str, Any]], tasks: list[str], sizes: dic
     tables["pairs"] = _pairs(first, tasks, sizes)
     tables["sharing"] = {task: _sharing(masks, k) for k, task in enumerate(tasks)}
     scalars = {**_scalars(tables, tasks), **_ceiling(rows, tasks, sizes), **_remaining(first, tasks)}
-    return ProbeResult({k: v for k, v in scalars.items() if not math.isnan(v)}, tables, _figures(tables, tasks))
+    scalars |= _controls(first, tasks)
+    if control:
+        scalars[f"{SCRAMBLED}_accuracy"] = _mean(control[task]["accuracy"][task] for task in tasks)
+        scalars[f"{SCRAMBLED}_unmasked_accuracy"] = _mean(control["unmasked"]["accuracy"].values())
+        tables[f"{SCRAMBLED}_accuracy"] = {name: row["accuracy"] for name, row in control.items()}
+    return ProbeResult(finite(scalars), tables, _figures(tables, tasks), _failures(finite(scalars)))
 
 
 def overlap(a: Tensor, b: Tensor, sizes: dict[str, int]) -> dict[str, float]:
@@ -130,6 +144,50 @@ def _remaining(first: dict[str, dict[str, Any]], tasks: list[str]) -> dict[str, 
     """Share of the control mask that a task's mask keeps, mean over tasks."""
     control = first["control"]["mask"]
     return {"remaining": _mean([_ratio((first[task]["mask"] & control).sum(), control.sum()) for task in tasks])}
+
+
+def _controls(first: dict[str, dict[str, Any]], tasks: list[str]) -> dict[str, float]:
+    """Accuracy of each task, and of the others, without its mask's weights, and with its mask on half of the layers."""
+    inverse = {task: first[task]["inverse_accuracy"] for task in tasks}
+    return {
+        "inverse_accuracy": _mean(inverse[task][task] for task in tasks),
+        "inverse_accuracy_of_others": _mean(inverse[k][j] for k in tasks for j in tasks if j != k),
+        "half_mask_accuracy": _mean(first[task].get("half", math.nan) for task in tasks),
+    }
+
+
+def _failures(scalars: dict[str, float]) -> list[str]:
+    """What the reader must not conclude; a floor is not a least value: tasks on weights of their own lie below it."""
+    failures = []
+    control, unmasked = (scalars.get(f"{name}_accuracy", math.nan) for name in ("control", "unmasked"))
+    if control < unmasked - _DROP:
+        failures.append(
+            f"Under the control mask the accuracy falls from {unmasked:.2f} to {control:.2f}: masks remove weights "
+            "that are needed; do not conclude anything from them, but lower beta or learn for more steps."
+        )
+    if scalars["control_density"] > 0.99:
+        failures.append(
+            f"The control mask keeps {scalars['control_density']:.1%} of the weights, so all overlaps are near 1: do "
+            "not conclude that sub-tasks share weights, but raise beta or the number of steps."
+        )
+    ceiling = scalars.get("iou_ceiling", math.nan)
+    if ceiling < scalars.get("iou_floor", math.nan) + 0.1 * _DROP:
+        failures.append(
+            f"Two masks of the same sub-task agree no better than independent ones (IoU {ceiling:.2f}): they depend on "
+            "the noise of learning; do not conclude anything from overlaps."
+        )
+    elif scalars.get("iou", math.nan) > ceiling + _DROP:
+        failures.append(
+            f"Masks of different sub-tasks overlap more (IoU {scalars['iou']:.2f}) than two of the same one "
+            f"({ceiling:.2f}): do not take this for complete sharing; masks are not stable."
+        )
+    chance, solved = (scalars.get(f"{SCRAMBLED}_{name}", math.nan) for name in ("unmasked_accuracy", "accuracy"))
+    if solved - chance > 0.5 * (scalars.get("accuracy", math.nan) - chance) and solved - chance > _DROP:
+        failures.append(
+            f"Masks on a network that learned nothing reach an accuracy of {solved:.2f}: masks make a solution; do not "
+            "conclude that the weights that they keep solve the sub-task in the trained network."
+        )
+    return failures
 
 
 def _mean(values: Any) -> float:

@@ -79,13 +79,14 @@ class Subject:
         gathered = exchange(results, self.world, error)
         return [gathered[index % self.world][index] for index in range(len(items))]
 
-    def forward(self, batch: Any, model: nn.Module | None = None) -> Any:
-        """The output of the model for a batch, driven by the loss and without gradient: its last call's.
+    def forward(self, batch: Any, model: nn.Module | None = None, gradient: bool = False) -> Any:
+        """The output of the model for a batch, driven by the loss: its last call's.
 
         Args:
             batch: one of `loader`.
             model: takes the place of the subject's model, for a control. It works on copies of its buffers, so what it
                 answers does not depend on the batches that this process had before.
+            gradient: whether to record the graph, for gradients of what replaces activations.
 
         Raises:
             ValueError: the loss never calls the model.
@@ -98,7 +99,7 @@ class Subject:
             outputs.append(functional_call(model, buffers, args, kwargs) if buffers else model(*args, **kwargs))
             return outputs[-1]
 
-        with torch.no_grad():
+        with torch.set_grad_enabled(gradient):
             self.loss(recorded, batch)
         if not outputs:
             raise ValueError("The loss never calls the model: loss(call, batch) must use call(*forward_args).")

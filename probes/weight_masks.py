@@ -17,22 +17,24 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
-from itertools import pairwise
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from algornn.probes.batches import Batches, size_of, take
-from algornn.probes.mask_overlap import overlap_report
+from algornn.probes.batches import Batches, size_of
+from algornn.probes.controls import scrambled
+from algornn.probes.mask_learning import INIT, MaskLearning, masked_call
+from algornn.probes.mask_overlap import SCRAMBLED, overlap_report
 from algornn.probes.probe import Probe
 from algornn.probes.result import ProbeResult
 from algornn.probes.subject import Subject
 
-INIT = 2.0  # of the logits: a weight is kept with probability 0.88 at first
 UNMASKED, CONTROL = "unmasked", "control"
+_HALVES = 4  # random halves of the layers that the half-mask control averages over
 _UNMASKABLE = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
 
@@ -42,6 +44,10 @@ class WeightMaskProbe(Probe):
     Reports loss and accuracy of every sub-task under every mask and under its inverse, mask sizes, and how masks
     overlap (`mask_overlap`). Masks are shared out over the processes. Each sub-task's even batches train its masks,
     its odd ones measure them (with a single batch, both do).
+
+    Controls: `inverse_accuracy` (chance, where a sub-task's weights are its own and nobody else can do its work),
+    `half_mask_accuracy` (the mask on a random half of the layers; a large drop says that layers depend on each other's
+    masks), and with `control_network` the accuracy of masks learned on a network with scrambled weights.
 
     Read with care: raise `beta` until masks shrink without hurting the control's accuracy, and trust an overlap only
     between its floor (independent masks) and its ceiling (the same sub-task twice, `repeats=2`).
@@ -59,6 +65,8 @@ class WeightMaskProbe(Probe):
             without those of embeddings and norms (and so without biases).
         score: `score(output, batch)`, correctness per example or its mean, 0 to 1; None: accuracy of the largest output
             against y of batches (x, y) or the batch's field `y`, `answer` or `target`, where the shapes fit.
+        control_network: learn masks on the network with scrambled weights, too; where they solve the sub-tasks, masks
+            make a solution rather than find one. Doubles the cost.
         schedule: the other arguments of `Probe`. Sub-tasks found by `group` share `max_batches` batches.
 
     Source: Csordas, van Steenkiste and Schmidhuber (2021), ICLR, https://arxiv.org/abs/2010.02066, section 2.
@@ -78,6 +86,7 @@ class WeightMaskProbe(Probe):
         max_tasks: int | None = None,
         masked: Sequence[str] | None = None,
         score: Callable[[Any, Any], Tensor] | None = None,
+        control_network: bool = False,
         **schedule: Any,
     ) -> None:
         if tasks is not None and not tasks:
@@ -97,6 +106,7 @@ class WeightMaskProbe(Probe):
         self.max_tasks = max_tasks
         self.masked = masked
         self.score = score
+        self.control_network = control_network
 
     def measure(self, subject: Subject) -> ProbeResult:
         """Learn and evaluate every mask, then compare them."""
@@ -107,42 +117,32 @@ class WeightMaskProbe(Probe):
                 stacklevel=2,
             )
         tasks = self._tasks(subject)
-        weights = maskable(subject.model, self.masked)
-        jobs = [(UNMASKED, 0), (CONTROL, 0), *((task, repeat) for task in tasks for repeat in range(self.repeats))]
+        subjects = {"": subject}
+        jobs = [("", UNMASKED, 0), ("", CONTROL, 0), *(("", task, n) for task in tasks for n in range(self.repeats))]
+        if self.control_network:
+            subjects[SCRAMBLED] = replace(subject, model=scrambled(subject.model, subject.generator))
+            jobs += [(SCRAMBLED, UNMASKED, 0), *((SCRAMBLED, task, 0) for task in tasks)]
+        weights = {network: maskable(one.model, self.masked) for network, one in subjects.items()}
+
+        def learned(job: tuple[str, str, int], generator: torch.Generator) -> dict[str, Any]:
+            network, name, _ = job
+            return self._job(subjects[network], tasks, weights[network], name, generator)
+
         with torch.backends.cudnn.flags(enabled=False):  # cuDNN has no gradient for recurrent layers in eval mode
-            rows = subject.map(lambda job, generator: self._job(subject, tasks, weights, job[0], generator), jobs)
-        sizes = {name: weight.numel() for name, weight in weights.items()}
-        return overlap_report(dict(zip(jobs, rows, strict=True)), list(tasks), sizes)
+            found = dict(zip(jobs, subject.map(learned, jobs), strict=True))
+        sizes = {name: weight.numel() for name, weight in weights[""].items()}
+        rows = {(name, repeat): row for (network, name, repeat), row in found.items() if not network}
+        control = {name: row for (network, name, _), row in found.items() if network}
+        return overlap_report(rows, list(tasks), sizes, control)
 
     def learn(
         self, subject: Subject, batches: Sequence[Any], weights: dict[str, Tensor], generator: torch.Generator
     ) -> Tensor:
         """Learn the logits ``[P]`` of all weights, in their order, on batches drawn with replacement."""
         batches = list(batches)
-        P = sum(weight.numel() for weight in weights.values())
-        logits = torch.full((P,), INIT, device=subject.device, requires_grad=True)
-        adam = torch.optim.Adam([logits], lr=self.lr, eps=1e-20)
         order = torch.randint(len(batches), (self.steps,), generator=generator, device=subject.device)
-        for index in order.tolist():
-            logits.grad = self._gradient(subject, logits, batches[index], weights, generator)
-            adam.step()
-        return logits.detach()
-
-    def _gradient(
-        self, subject: Subject, logits: Tensor, batch: Any, weights: dict[str, Tensor], generator: torch.Generator
-    ) -> Tensor:
-        """The gradient of L: one sampled mask per slice of the batch, and the penalty's constant."""
-        size = size_of(batch)
-        gradient = torch.full_like(logits, self.beta / size)
-        slices = min(self.samples, size)
-        edges = [size * k // slices for k in range(slices + 1)]
-        for start, stop in pairwise(edges):
-            mask = sample_mask(logits, generator)
-            loss = subject.loss(masked_call(subject.model, weights, mask), take(batch, slice(start, stop)))
-            if not loss.requires_grad:
-                raise ValueError("The loss does not depend on the masked weights: is the forward under no_grad?")
-            gradient += torch.autograd.grad(loss, logits)[0] * ((stop - start) / size)
-        return gradient
+        learning = MaskLearning(subject, weights, self.lr, self.beta, self.samples)
+        return learning.advance(batches, order.tolist(), generator)
 
     def _job(
         self,
@@ -165,7 +165,23 @@ class WeightMaskProbe(Probe):
             scores = {task: self._evaluate(subject, weights, m, batches) for task, batches in tasks.items()}
             row[f"{prefix}loss"] = {task: loss for task, (loss, _) in scores.items()}
             row[f"{prefix}accuracy"] = {task: accuracy for task, (_, accuracy) in scores.items()}
+        if name in tasks:
+            row["half"] = self._half_masked(subject, weights, mask, tasks[name], generator)
         return row
+
+    def _half_masked(
+        self, subject: Subject, weights: dict[str, Tensor], mask: Tensor, batches: Batches, generator: torch.Generator
+    ) -> float:
+        """Accuracy with the mask on a random half of the layers, mean over some halves; not-a-number for one layer."""
+        parts = mask.split([weight.numel() for weight in weights.values()])
+        if len(parts) < 2:
+            return math.nan
+        accuracies = []
+        for _ in range(_HALVES):
+            open_layers = torch.randperm(len(parts), generator=generator, device=subject.device)[: len(parts) // 2]
+            half = torch.cat([torch.ones_like(m) if i in open_layers else m for i, m in enumerate(parts)])
+            accuracies.append(self._evaluate(subject, weights, half, batches)[1])
+        return sum(accuracies) / len(accuracies)
 
     @torch.no_grad()
     def _evaluate(
@@ -204,27 +220,6 @@ class WeightMaskProbe(Probe):
         return dict(list(tasks.items())[: self.max_tasks])
 
 
-class _HardSample(torch.autograd.Function):
-    """1[l + g > 0] with the gradient of sigmoid(l + g)."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, noise: Tensor) -> Tensor:
-        soft = torch.sigmoid(logits + noise)
-        ctx.save_for_backward(soft)
-        return (soft > 0.5).to(logits.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (soft,) = ctx.saved_tensors
-        return gradients[0] * soft * (1 - soft), None
-
-
-def sample_mask(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """A binary mask with P(m = 1) = sigmoid(logits), differentiable by the straight-through estimator."""
-    uniform = torch.rand(logits.shape, generator=generator, device=logits.device, dtype=logits.dtype)
-    return _HardSample.apply(logits, torch.logit(uniform))
-
-
 def maskable(model: nn.Module, masked: Sequence[str] | None = None) -> dict[str, Tensor]:
     """The parameters that a mask covers, by name; see `WeightMaskProbe`.
 
@@ -243,20 +238,30 @@ def maskable(model: nn.Module, masked: Sequence[str] | None = None) -> dict[str,
     return {name: p.detach() for name, p in chosen.items() if p.is_floating_point()}
 
 
-def masked_call(model: nn.Module, weights: dict[str, Tensor], mask: Tensor) -> Callable[..., Any]:
-    """The model's forward with `weights` multiplied by their parts of the flat `mask`."""
-    parts = mask.split([weight.numel() for weight in weights.values()])
-    state = {name: weight * part.view_as(weight) for (name, weight), part in zip(weights.items(), parts, strict=True)}
-    return lambda *args, **kwargs: functional_call(model, state, args, kwargs)
-
-
 def accuracy_of(output: Any, batch: Any) -> Tensor:
-    """Whether the largest output is the target, per example; not-a-number where the batch shows no class targets."""
+    """Whether the largest output is the target, for every target that counts; not-a-number without class targets.
+
+    The target is y of a batch (x, y), or the first of the fields `y`, `answer`, `label` and `target`. One per token
+    counts where it is not negative and the field `target_mask` or `mask` of its shape is True.
+    """
+    field: Callable[[str], Any]
     if isinstance(batch, (tuple, list)) and not hasattr(batch, "_fields"):
-        target = batch[1] if len(batch) == 2 else None
+        field = partial(dict.get, {"y": batch[1]} if len(batch) == 2 else {})
     else:
-        field = batch.get if isinstance(batch, Mapping) else lambda name: getattr(batch, name, None)
-        target = next((field(name) for name in ("y", "answer", "target") if isinstance(field(name), Tensor)), None)
+        field = partial(dict.get, batch) if isinstance(batch, dict) else partial(_attribute, batch)
+    named = (field(name) for name in ("y", "answer", "label", "target"))
+    target = next((value for value in named if isinstance(value, Tensor)), None)
     if not isinstance(target, Tensor) or not isinstance(output, Tensor) or target.is_floating_point():
         return torch.tensor(math.nan)
-    return output.argmax(-1) == target if output.shape[:-1] == target.shape else torch.tensor(math.nan)
+    if output.shape[:-1] != target.shape:
+        return torch.tensor(math.nan)
+    counts = target >= 0
+    for mask in (field("target_mask"), field("mask")):
+        if isinstance(mask, Tensor) and mask.shape == target.shape:
+            counts = counts & mask.bool()
+            break
+    return (output.argmax(-1) == target)[counts]
+
+
+def _attribute(batch: Any, name: str) -> Any:
+    return getattr(batch, name, None)

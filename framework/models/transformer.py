@@ -15,6 +15,8 @@ from algornn.models.attention import GeometricAttention, MultiHeadAttention, Rel
 class _Encoder(nn.Module):
     """Blocks that run over a whole sequence, each sees what the one before has made of all tokens."""
 
+    sees_both_sides: ClassVar[bool] = True  # it cannot be stepped, as a decoder has to be
+
     def __init__(self, block: Callable[[], nn.Module], blocks: int, layers: int) -> None:
         super().__init__()
         if layers < 1:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from algornn.probes.controls import (
+    around,
     bootstrap,
     finite,
     jackknife,
@@ -14,6 +15,7 @@ from algornn.probes.controls import (
     mean_interval,
     permuted,
     scrambled,
+    spread,
 )
 
 
@@ -77,3 +79,15 @@ def test_the_scrambled_network_keeps_entries_and_ties_and_leaves_the_model():
 
 def test_finite_leaves_out_what_is_not_defined():
     assert finite({"a": 1, "b": math.nan}) == {"a": 1.0}
+
+
+def test_an_interval_around_the_value_stays_within_the_range_of_the_statistic():
+    resampled = [0.5, 0.6, 0.7, math.nan]
+    std = math.sqrt(2 / 3) * 0.1
+    assert spread(resampled) == pytest.approx((0.6, std))
+    assert around(0.8, resampled, 0, 1) == pytest.approx((0.8 - 1.96 * std, 0.8 + 1.96 * std))
+    assert around(0.9, resampled, 0, 1)[1] == 1
+    assert around(0.1, resampled, 0, 1)[0] == 0
+    assert all(map(math.isnan, around(0.9, [], 0, 1)))
+    assert all(map(math.isnan, around(math.nan, resampled, 0, 1)))
+    assert all(map(math.isnan, spread([math.nan])))

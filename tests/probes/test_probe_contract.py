@@ -2,26 +2,13 @@
 
 import pytest
 import torch
+from cases import CASES
 from lightning.pytorch import Callback
-from tiny_learner import Learner, MeanLoss, Recorder, loader, same, train
+from tiny_learner import Learner, Recorder, loader, same, train
 
 import algornn.probes
-from algornn.probes import (
-    FastWeightProbe,
-    LinearDecodingProbe,
-    Probe,
-    RepresentationSimilarityProbe,
-    WeightMaskProbe,
-)
+from algornn.probes import Probe
 
-# One row per probe: small settings with which it can measure the learner of tiny_learner.
-CASES = {
-    MeanLoss: {},
-    FastWeightProbe: {},
-    LinearDecodingProbe: {"sites": ["memory", "memory.embedding"], "portions": (0.2, 1), "max_batches": 3},
-    RepresentationSimilarityProbe: {"sites": ["memory", "memory.embedding"], "permutations": 3, "max_batches": 3},
-    WeightMaskProbe: {"steps": 3, "repeats": 2},
-}
 each = pytest.mark.parametrize("kind", CASES, ids=lambda kind: kind.__name__)
 
 
