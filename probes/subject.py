@@ -196,7 +196,7 @@ def cross_entropy(call: Callable[..., Any], batch: Any) -> Tensor:
 
 
 def _to_cpu(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu()
+    return tensor.detach().to("cpu", copy=True)  # a result that is a buffer would change with the next item
 
 
 def _seed(seed: int, index: int) -> int:

@@ -47,7 +47,9 @@ CASES = {
     ClusterabilityProbe: {"clusters": 3, "shuffles": 3, "restarts": 2},
     ConsistencyProbe: {"twin": lambda batch: batch._replace(x=batch.x.flip(1))},
     DisentanglementProbe: {"meaning": "x", "site": "memory", "permutations": 5, "resamples": 5},
-    FactorCodeProbe: {"factors": first_two, "site": "memory", "classifier": "forest", "trees": 2, "resamples": 5},
+    FactorCodeProbe: {
+        "factors": first_two, "site": "memory", "classifier": "forest", "trees": 1, "resamples": 2, "max_batches": 2,
+    },
     FastWeightProbe: {},
     FunctionCompatibilityProbe: {"site": "head:input", "function": lambda batch: batch.x[:, 1], "symbol": "y"},
     GeneralizationGapProbe: {"ood": ["third"]},

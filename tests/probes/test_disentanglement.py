@@ -64,8 +64,8 @@ def drive(call, batch):
 
 
 def run(meaning, model=None, **fields):
-    probe_fields = {k: fields.pop(k) for k in ("at", "read", "padding", "bins", "corrected") if k in fields}
-    place = {} if "at" in probe_fields else {"message": "message"}
+    probe_fields = {k: fields.pop(k) for k in ("site", "read", "padding", "bins", "corrected") if k in fields}
+    place = {} if "site" in probe_fields else {"message": "message"}
     rows = {"meaning": meaning, **fields}
     loader = [{k: v[i : i + 7] for k, v in rows.items()} for i in range(0, len(meaning), 7)]
     probe = DisentanglementProbe("meaning", loss=drive, max_batches=None, **place, **probe_fields, **SETTINGS)
@@ -206,7 +206,7 @@ def test_edges():
     assert run(grid(3), broken, site="out", read="bins").scalars == {"examples": 0}
     with pytest.raises(ValueError, match="at least two"):
         run(grid(3)[:, :1], message=grid(3))
-    with pytest.raises(ValueError, match="either at"):
+    with pytest.raises(ValueError, match="either site"):
         DisentanglementProbe("meaning")
     with pytest.raises(ValueError, match="read must be"):
         DisentanglementProbe("meaning", site="out", read="softmax")

@@ -66,7 +66,7 @@ class Greedy(MeanLoss):
 def check_training(root):
     plain, probed = Recorder(), Recorder()
     fit([], root / "plain", plain)
-    probes = [kind(every_n_steps=1, **settings) for kind, settings in KINDS.items()]
+    probes = [kind(every_n_steps=4, **settings) for kind, settings in KINDS.items()]
     _, trainer = fit(probes, root / "probed", probed)
     assert trainer.world_size == 2
     assert len(plain.snapshots) == trainer.global_step == 5
@@ -78,7 +78,7 @@ def check_numbers(root):
     """31 examples: four batches of which the last is odd; one batch: the second process has nothing to do."""
     checked = []
     for max_batches in (1, 3, None):
-        probes = [kind(max_batches=max_batches, every_n_steps=2, **settings) for kind, settings in KINDS.items()]
+        probes = [kind(max_batches=max_batches, every_n_steps=5, **settings) for kind, settings in KINDS.items()]
         learner, trainer = fit(probes, root / str(max_batches))
         for probe in probes:
             logged = probe.result.to_json()
@@ -163,7 +163,7 @@ def reports(tmp_path_factory):
 
 
 def test_training_is_bit_identical_on_both_processes(reports):
-    assert [report["training"] for report in reports[1]] == [[5] * len(KINDS)] * 2
+    assert [report["training"] for report in reports[1]] == [[2] * len(KINDS)] * 2  # step 4 and the end
 
 
 def test_two_processes_give_the_numbers_of_one(reports):
@@ -188,4 +188,4 @@ def test_a_sharded_model_is_probed_whole(reports):
 def test_artefacts_are_written_once(reports):
     root = reports[0]
     saved = sorted(path.name for path in (root / "training" / "probed" / "probes" / "mean_loss").iterdir())
-    assert saved == [f"step={step}.json" for step in range(1, 6)]
+    assert saved == ["step=4.json", "step=5.json"]

@@ -11,7 +11,7 @@ from torch import nn
 from algornn.probes import RepresentationSimilarityProbe
 from algornn.probes.controls import jackknife, jackknife_interval
 from algornn.probes.hsic import cka
-from algornn.probes.similarity import dissimilarities, ranks, rsa
+from algornn.probes.similarity import compare, dissimilarities, ranks, rsa
 
 
 def normal(*shape, seed=0):
@@ -202,6 +202,7 @@ def test_rsa_is_spearman_of_the_upper_triangles():
     D, E = (dissimilarities(h, "correlation") for h in (X, Y))
     assert rsa([D], [E]) == pytest.approx(expected, abs=1e-12)
     assert rsa([D], [E]) != pytest.approx(rsa([dissimilarities(X, "euclidean")], [E]), abs=1e-3)
+    assert torch.equal(ranks(D), ranks(D).T)
     assert rsa([ranks(D)], [ranks(E)], ranked=True) == pytest.approx(expected, abs=1e-12)
     assert rsa([D, D[:4, :4]], [E, D[:4, :4]]) == pytest.approx((7 * expected + 4) / 11, abs=1e-12)
 
@@ -219,8 +220,12 @@ def test_euclidean_distances_keep_their_order_under_rotation_and_scale_and_corre
 def test_rsa_that_is_not_defined_is_no_number_and_no_noise():
     X = normal(10, 3)
     D = dissimilarities(X, "correlation")
-    for Y in (torch.full((10, 3), 0.1), torch.eye(10), normal(10, 1)):  # no correlation; all alike; of one number
+    for p in range(1, 40):  # rows without a correlation; for some p their mean rounds
+        Y = torch.linspace(0.1, 0.9, 10, dtype=torch.float64)[:, None].expand(10, p)
         assert math.isnan(rsa([D], [dissimilarities(Y, "correlation")]))
+    for n in range(5, 40):  # all alike, but for rounding
+        Y = torch.linalg.qr(normal(n, n).double())[0]
+        assert math.isnan(rsa([dissimilarities(normal(n, 3), "euclidean")], [dissimilarities(Y, "euclidean")]))
     for n in (0, 1, 2):
         assert math.isnan(rsa([dissimilarities(X[:n], "euclidean")], [dissimilarities(X[:n], "euclidean")]))
     half = X.clone()
@@ -229,6 +234,17 @@ def test_rsa_that_is_not_defined_is_no_number_and_no_noise():
 
 
 # --- edges
+
+
+def test_an_example_that_is_lost_on_either_side_is_left_out_of_both():
+    X = normal(12, 3)
+    Y = X.clone()
+    Y[5] = math.nan
+    for pair in ((X, Y), (Y, X)):
+        found = compare([pair[0]], [pair[1]], "euclidean", 0, torch.Generator())
+        assert found["cka"] == pytest.approx(1)
+        assert found["n"] == 11
+        assert found["lost"] == pytest.approx(1 / 12)
 
 
 @pytest.mark.parametrize("minibatch", [False, True])

@@ -52,7 +52,7 @@ def all_sequences(V, lengths):
     """Every sequence of tokens 1 to V of each length, so often that lengths are equally frequent; 0 pads."""
     rows = []
     for length in lengths:
-        some = [[*word, *[0] * (T - length)] for word in itertools.product(range(1, V + 1), repesite=length)]
+        some = [[*word, *[0] * (T - length)] for word in itertools.product(range(1, V + 1), repeat=length)]
         rows += some * V ** (max(lengths) - length)
     return torch.tensor(rows)
 

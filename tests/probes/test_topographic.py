@@ -184,7 +184,7 @@ def test_few_items_or_no_finite_ones_have_no_value(n):
 
 
 def test_mistakes_are_named():
-    with pytest.raises(ValueError, match="either at"):
+    with pytest.raises(ValueError, match="either site"):
         TopographicSimilarityProbe("meaning")
     with pytest.raises(ValueError, match="distance must be one of"):
         TopographicSimilarityProbe("meaning", message="m", distance="cosine")
