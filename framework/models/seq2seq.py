@@ -73,13 +73,13 @@ class Seq2Seq(nn.Module):
         width = output_width(self.encoder, embedding_size)
         context = width if attention else 0
         self.decoder = self.encoder if shared else layer(embedding_size + context)
-        _check_decoder(self.encoder, embedding_size, self.decoder, embedding_size + context)
         decoder_width = output_width(self.decoder, embedding_size + context)
         if attention and decoder_width != width:
             raise ValueError(
                 f"attention starts from the encoder's last output: encoder and decoder must have the same width, got "
                 f"{width} and {decoder_width}."
             )
+        _check_decoder(self.encoder, embedding_size, self.decoder, embedding_size + context)
         self.attention = _AdditiveAttention(width) if attention else None
         self.output = nn.Linear(decoder_width + context, output_size)
         self.dropout = nn.Dropout(dropout)

@@ -60,14 +60,13 @@ class Half(SequenceToSequence):
 
     others = torch.tensor(0.0)
     trainer = type("Trainer", (), {"world_size": 2})()
-    _trainer = trainer
 
     def all_gather(self, n):
         return torch.stack([n, self.others])
 
 
 def test_two_processes_have_the_gradient_of_one():
-    batch = next(iter(Reversal("reversal", batch_size=16).val_dataloader()))
+    batch = next(iter(Reversal("reversal", batch_size=16).val_dataloader()["val"]))
     torch.manual_seed(0)
     model = Seq2Seq(6, 6, layer=partial(LSTM, hidden_size=8), embedding_size=6).double()
     whole = SequenceToSequence(model)
@@ -78,6 +77,7 @@ def test_two_processes_have_the_gradient_of_one():
     gradients = []
     for rank, half in enumerate(halves):
         learner = Half(model)
+        learner._trainer = Half.trainer
         learner.others = counts[1 - rank].double()
         gradients.append(torch.autograd.grad(learner.shared_out(learner.loss(model, half), half), model.parameters()))
     for right, one, two in zip(expected, *gradients, strict=True):
