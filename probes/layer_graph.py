@@ -256,7 +256,7 @@ def _followed(subject: Subject) -> tuple[dict[str, nn.Module], dict[str, set[str
 
 
 @contextmanager
-def _hooks(model: nn.Module, kinds: tuple[type, ...], before: Any, cut: Any) -> Iterator[None]:
+def _hooks(model: nn.Module, kinds: tuple[type[nn.Module], ...], before: Any, cut: Any) -> Iterator[None]:
     handles = []
     for path, module in model.named_modules():
         if isinstance(module, kinds) and not getattr(module, "proj_size", 0):

@@ -17,7 +17,7 @@ and a classifier fitted to permuted labels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import permutations
 from typing import Any
 
@@ -205,7 +205,11 @@ def _pieces(subject: Subject) -> tuple[list[str], list[tuple[int, int, Any]]]:
 
 
 def _gradients(
-    rows: list[dict[str, Any]], halves: Tensor, parameters: dict[str, Tensor], generator: torch.Generator, kept: float
+    rows: list[dict[str, Any]],
+    halves: Tensor,
+    parameters: Mapping[str, Tensor],
+    generator: torch.Generator,
+    kept: float,
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """What the gradients tell: cosines per layer and pooled, conflict, overlap of important weights."""
     sizes = {name: p.numel() for name, p in parameters.items()}
