@@ -182,8 +182,8 @@ class DigitDataModule(SplitDataModule):
         dataset = self._dataset(pairs, operator)
         if not len(dataset):
             raise ValueError(
-                f"held_out={self.held_out} leaves no problem in stage {stage!r} of {self}, of {size} drawn; choose a "
-                f"smaller held_out or a larger {'train_size' if stage == 'train' else 'test_size'}."
+                f"Stage {stage!r} of {self} has no problem: of {size} drawn, held_out={self.held_out} leaves none; "
+                f"choose a smaller held_out or a larger {'train_size' if stage == 'train' else 'test_size'}."
             )
         return dataset
 

@@ -169,5 +169,5 @@ def test_bad_arguments_are_refused(make, wrong, error, message):
 @pytest.mark.parametrize("make", [AddMul, DoubleAddition])
 def test_a_stage_without_a_problem_is_named(make):
     data = make(held_out=0.999, train_size=100, test_size=10)
-    with pytest.raises(ValueError, match=r"held_out=0\.999 leaves no problem in stage 'val' of .*; choose a smaller"):
+    with pytest.raises(ValueError, match=r"Stage 'val' of .* of 10 drawn, held_out=0\.999 leaves none; choose a small"):
         data.dataset("val")
