@@ -60,7 +60,6 @@ class WeightMaskProbe(Probe):
         beta: strength of the penalty.
         samples: masks per step, each for an equal slice of the batch.
         repeats: masks per sub-task, with other noise and batch order.
-        max_tasks: the first so many sub-tasks only.
         masked: patterns of parameter names to mask, such as "encoder.*"; None: parameters of two dimensions or more,
             without those of embeddings and norms (and so without biases).
         score: `score(output, batch)`, correctness per example or its mean, 0 to 1; None: accuracy of the largest output
@@ -83,7 +82,6 @@ class WeightMaskProbe(Probe):
         beta: float = 1e-4,
         samples: int = 4,
         repeats: int = 1,
-        max_tasks: int | None = None,
         masked: Sequence[str] | None = None,
         score: Callable[[Any, Any], Tensor] | None = None,
         control_network: bool = False,
@@ -103,7 +101,6 @@ class WeightMaskProbe(Probe):
         self.beta = beta
         self.samples = samples
         self.repeats = repeats
-        self.max_tasks = max_tasks
         self.masked = masked
         self.score = score
         self.control_network = control_network
@@ -217,7 +214,7 @@ class WeightMaskProbe(Probe):
             if unknown:
                 raise ValueError(f"tasks names {unknown}, which no batch belongs to; there are {list(tasks)}.")
             tasks = {name: tasks[name] for name in self.tasks or tasks}
-        return dict(list(tasks.items())[: self.max_tasks])
+        return tasks
 
 
 def maskable(model: nn.Module, masked: Sequence[str] | None = None) -> dict[str, Tensor]:

@@ -252,7 +252,6 @@ def test_tasks_are_found_by_group():
     result = WeightMaskProbe(steps=1, max_batches=None).run(Learner(), loader(67))
     assert list(result.tables["loss"]) == ["unmasked", "control", *Rows.groups]
     assert set(result.tables["accuracy"]["control"]) == set(Rows.groups)
-    assert list(WeightMaskProbe(max_tasks=2, steps=1).run(Learner(), loader(67)).tables["iou"]) == ["first", "second"]
     assert list(WeightMaskProbe(["third"], steps=1).run(Learner(), loader(67)).tables["iou"]) == ["third"]
     ready = WeightMaskProbe(steps=1).run(Learner(), list(loader(67)))  # ready-made batches are cut, and carry no names
     assert list(ready.tables["iou"]) == ["group 0", "group 1", "group 2"]
