@@ -10,17 +10,30 @@ from algornn.datamodules.compositional_table_lookup import CompositionalTableLoo
 from algornn.datamodules.ctl_plus_plus import CTLPlusPlus
 from algornn.datamodules.digit_arithmetic import AddMul, DigitBatch, DigitDataModule, DoubleAddition
 from algornn.datamodules.key_value import KeyValueBatch, KeyValueCapacity
-from algornn.datamodules.labelled_sequences import LabelledBatch, LabelledSequenceDataModule
+from algornn.datamodules.labelled_sequences import LabelledBatch, LabelledDataset, LabelledSequenceDataModule
 from algornn.datamodules.listops import ListOps
 from algornn.datamodules.mathematics import Mathematics
 from algornn.datamodules.pcfg_set import PCFGSet
 from algornn.datamodules.sar import SAR
 from algornn.datamodules.scan import SCAN
-from algornn.datamodules.sequence_pairs import FilePairDataModule, PairBatch, SequencePairDataModule
+from algornn.datamodules.sequence_pairs import (
+    EOS,
+    SPECIAL,
+    FilePairDataModule,
+    PairBatch,
+    PairDataset,
+    SequencePairDataModule,
+)
 from algornn.datamodules.sequential_listops import SequentialListOps
 from algornn.datamodules.simple_arithmetic import SimpleArithmetic
 from algornn.datamodules.slog import SLOG
-from algornn.datamodules.split_datamodule import Example, SplitDataModule, VocabularyDataModule
+from algornn.datamodules.split_datamodule import (
+    Example,
+    GroupedDataset,
+    SplitDataModule,
+    VocabularyDataModule,
+    generator,
+)
 from algornn.datamodules.story import StoryBatch, StoryDataModule
 from algornn.datamodules.story_world import StoryWorld
 from algornn.datamodules.stream import StreamBatch, StreamDataModule
@@ -30,9 +43,11 @@ from algornn.datamodules.tokens import TokenBatch, TokenDataModule
 __all__ = [
     "CFQ",
     "COGS",
+    "EOS",
     "SAR",
     "SCAN",
     "SLOG",
+    "SPECIAL",
     "AddMul",
     "AssociativeRetrieval",
     "BAbI",
@@ -45,14 +60,17 @@ __all__ = [
     "DoubleAddition",
     "Example",
     "FilePairDataModule",
+    "GroupedDataset",
     "KeyValueBatch",
     "KeyValueCapacity",
     "LabelledBatch",
+    "LabelledDataset",
     "LabelledSequenceDataModule",
     "ListOps",
     "Mathematics",
     "PCFGSet",
     "PairBatch",
+    "PairDataset",
     "SequencePairDataModule",
     "SequentialListOps",
     "SimpleArithmetic",
@@ -66,4 +84,5 @@ __all__ = [
     "TokenBatch",
     "TokenDataModule",
     "VocabularyDataModule",
+    "generator",
 ]

@@ -6,11 +6,12 @@ import json
 import os
 import string
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, TextIO
 
-from algornn.datamodules.files import cache_dir, download, find, read_text, search_dirs
+from algornn.datamodules.files import DAMAGE, cache_dir, damaged, download, find, read_text, search_dirs
 from algornn.datamodules.sequence_pairs import FilePairDataModule
 from algornn.datamodules.split_datamodule import check_positive, generator
 
@@ -75,19 +76,39 @@ def _kept(stream: TextIO, path: Path) -> Iterator[tuple[str, str]]:
     """The lines of `pairs.jsonl`, which a download wrote."""
     for row, line in enumerate(stream, start=1):
         try:
-            question, query = json.loads(line)
-        except ValueError:
+            pair = json.loads(line)
+        except (ValueError, RecursionError):
+            pair = None
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise ValueError(
-                f"{path}, line {row}: expected a list of a question and its query, found {line[:80]!r}; "
+                f"{path}, line {row}: expected a list of a question and its query, two texts, found {line[:80]!r}; "
                 "delete the file, it will be made again."
-            ) from None
-        yield question, query
+            )
+        yield pair[0], pair[1]
 
 
 def _pair(record: object, path: Path, number: int) -> tuple[str, str]:
     if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in (_QUESTION, _QUERY)):
         raise _bad_record(path, number, f"it has no texts {_QUESTION!r} and {_QUERY!r}")
     return record[_QUESTION], record[_QUERY]
+
+
+def _index_lists(text: str, path: Path) -> dict[str, list[int]]:
+    """The lists of indices in the text of a split file."""
+    try:
+        content = json.loads(text)
+        return {part: [_index(i) for i in content[f"{part}Idxs"]] for part in _PARTS}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: expected an object with lists of numbers trainIdxs, devIdxs and testIdxs ({error!r}); "
+            "delete it and fetch it again."
+        ) from None
+
+
+def _index(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{repr(value)[:80]} is no whole number")
+    return value
 
 
 def _bad_record(path: Path, number: int, problem: str) -> ValueError:
@@ -185,22 +206,24 @@ class CFQ(FilePairDataModule):
 
     def _read_pairs(self) -> list[tuple[str, str]]:
         path = self._file("pairs.jsonl", "dataset.json")
-        with _open(path) as stream:
-            return list((_kept if "pairs.jsonl" in path.name else records)(stream, path))
+        try:
+            with _open(path) as stream:
+                return list((_kept if "pairs.jsonl" in path.name else records)(stream, path))
+        except DAMAGE as error:
+            raise damaged(path, error) from error
 
     def _read_split(self) -> dict[str, list[int]]:
         """The published indices of train, dev and test."""
         path = self._file(f"splits/{self.split}.json")
-        try:
-            content = json.loads(read_text(path))
-            indices = {part: [int(i) for i in content[f"{part}Idxs"]] for part in _PARTS}
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path}: expected an object with lists of numbers trainIdxs, devIdxs and testIdxs ({error!r}); "
-                "delete it and fetch it again."
-            ) from None
+        indices = _index_lists(read_text(path), path)
         found = tuple(map(len, indices.values()))
         every = [i for part in indices.values() for i in part]
+        if len(set(every)) < len(every):
+            twice = next(i for i, times in Counter(every).items() if times > 1)
+            raise ValueError(
+                f"{path}: expected indices that are all different, found {twice} more than once; "
+                "delete it and fetch it again."
+            )
         if found != SIZES[self.split] or min(every) < 0 or max(every) >= len(self._pairs):
             raise ValueError(
                 f"{path}: expected {SIZES[self.split]} indices of train, dev and test, all of them below "
@@ -213,6 +236,11 @@ class CFQ(FilePairDataModule):
         if self.split == "random_split":
             return {"train": parts["train"], "val": parts["dev"], "test": parts["test"]}
         train = parts["train"]
+        if self.val_size + self.iid_size >= len(train):
+            raise ValueError(
+                f"val_size and iid_size are {self.val_size} and {self.iid_size}, expected fewer together than the "
+                f"{len(train)} training examples; choose smaller ones."
+            )
         order = generator(self.benchmark, self.split, "held out", self.seed).permutation(len(train)).tolist()
         drawn = {"val": order[: self.val_size], "iid": order[self.val_size : self.val_size + self.iid_size]}
         absent = {i for part in drawn.values() for i in part} if self.held_out else set()

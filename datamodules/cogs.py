@@ -72,6 +72,11 @@ def parse(text: str, path: Path, types: Container[str] | None) -> Iterator[tuple
         columns = line.split("\t")
         source, target = (column.split(" ") for column in (*columns, "", "")[:2])
         typed = len(columns) == 3 and (types is None or columns[2] in types)
+        if invisible := next((mark for mark in ("\r", "\ufeff") if mark in line), None):
+            raise ValueError(
+                f"{path}, line {row}: expected no carriage return and no byte order mark, found {invisible!r} in "
+                f"{line[-80:]!r}; the file was converted, delete it and fetch it again."
+            )
         if not typed or not all(source) or not all(target):
             raise ValueError(
                 f"{path}, line {row}: expected '<sentence><TAB><logical form><TAB><type>' with single spaces and a "

@@ -252,6 +252,8 @@ class CTLPlusPlus(LabelledSequenceDataModule):
         limits = {depth: language.count(depth) // parts for depth in range(_LEAST, _MOST + 1) if language.count(depth)}
         drawn = []
         for length, quota in shares(size, limits).items():
+            if not quota:
+                continue
 
             def block(number: int, length: int = length) -> Sequences:
                 return self._write(*language.draw(number, length, draw))

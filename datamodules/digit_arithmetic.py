@@ -13,6 +13,7 @@ from algornn.datamodules.split_datamodule import (
     GroupedDataset,
     SplitDataModule,
     check_positive,
+    check_whole,
     generator,
 )
 from algornn.datamodules.tokens import NO_TARGET
@@ -65,7 +66,7 @@ class Layout(NamedTuple):
 def two_digits(numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Digits of numbers below 100, least significant first: [..., k] becomes [..., 2 k]."""
     digits = np.stack([numbers % 10, numbers // 10], axis=-1).astype(np.uint8)
-    return digits.reshape(*numbers.shape[:-1], -1)
+    return digits.reshape(*numbers.shape[:-1], 2 * numbers.shape[-1])
 
 
 class DigitDataset(GroupedDataset):
@@ -92,7 +93,7 @@ class DigitDataset(GroupedDataset):
         first, second = pairs[..., 0], pairs[..., 1]
         self.result = np.where(operator[:, None] == 0, first + second, first * second) % 100
         self._digits = np.concatenate(
-            [two_digits(pairs.reshape(len(pairs), -1)), operator[:, None].astype(np.uint8)], axis=1
+            [two_digits(pairs.reshape(len(pairs), 2 * pairs.shape[1])), operator[:, None].astype(np.uint8)], axis=1
         )
         self._asked = np.repeat([pair in asked for pair in range(pairs.shape[1])], 2)
 
@@ -165,15 +166,26 @@ class DigitDataModule(SplitDataModule):
         self.further = ("held_out",) if held_out else ()
 
     def dataset_of(self, stage: str) -> DigitDataset:
-        """Draw the problems of a stage as the release does; those with pairs held out are a stage of their own."""
+        """Draw the problems of a stage as the release does; those with pairs held out are a stage of their own.
+
+        Raises:
+            ValueError: No problem is left.
+        """
         if stage == "held_out":
             return self._dataset(*self._held_out_problems())
         draw = np.random.RandomState(_PUBLISHED_SEEDS[stage])
-        pairs, operator = self._published(draw, self.train_size if stage == "train" else self.test_size)
+        size = self.train_size if stage == "train" else self.test_size
+        pairs, operator = self._published(draw, size)
         if self.held_out:
             known = ~self._is_held_out(pairs).any(axis=1)
             pairs, operator = pairs[known], operator[known]
-        return self._dataset(pairs, operator)
+        dataset = self._dataset(pairs, operator)
+        if not len(dataset):
+            raise ValueError(
+                f"held_out={self.held_out} leaves no problem in stage {stage!r} of {self}, of {size} drawn; choose a "
+                f"smaller held_out or a larger {'train_size' if stage == 'train' else 'test_size'}."
+            )
+        return dataset
 
     def _published(self, draw: np.random.RandomState, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Numbers [size, P, 2] and operators [size], drawn in the order of the release."""
@@ -300,7 +312,7 @@ class DoubleAddition(DigitDataModule):
 
     Raises:
         TypeError: A size that is not whole, or a share that is no number.
-        ValueError: Unknown split, a size below 1, a share that is not at least 0 and below 1, or a pair besides 0, 1.
+        ValueError: Unknown split, a size below 1, a share that is not at least 0 and below 1, or `only` besides 0, 1.
 
     Attributes:
         groups: "add".
@@ -327,6 +339,8 @@ class DoubleAddition(DigitDataModule):
         only: int | None = None,
     ) -> None:
         super().__init__(split, data_dir, batch_size, seed, held_out, train_size, test_size)
+        if only is not None:
+            check_whole(only=only)
         if only not in (None, 0, 1):
             raise ValueError(f"only is the pair that is shown, expected None, 0 or 1, not {only!r}.")
         self.only = only

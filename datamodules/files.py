@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 _BLOCK = 1 << 20
 _TIMEOUT = 30  # seconds without an answer from a server
+DAMAGE = (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError)  # what reading a damaged file raises
 
 
 def cache_dir(benchmark: str) -> Path:
@@ -62,9 +63,14 @@ def read_text(path: Path) -> str:
     try:
         raw = path.read_bytes()
         return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
-    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
-        kind = "a complete gzip file" if path.suffix == ".gz" else "UTF-8 text"
-        raise ValueError(f"{path} is damaged: expected {kind} ({error}); delete it and fetch it again.") from error
+    except DAMAGE as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> ValueError:
+    """What to raise where reading a plain or gzip-compressed UTF-8 file raised one of `DAMAGE`."""
+    kind = "a complete gzip file" if path.suffix == ".gz" and not isinstance(error, UnicodeError) else "UTF-8 text"
+    return ValueError(f"{path} is damaged: expected {kind} ({error}); delete it and fetch it again.")
 
 
 def download(urls: Sequence[str], sha256: str, target: Path) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from algornn.datamodules.files import cache_dir, download, find, read_text, search_dirs
+from algornn.datamodules.files import cache_dir, check_sha256, download, find, read_text, search_dirs
 from algornn.datamodules.labelled_sequences import LabelledDataset, LabelledSequenceDataModule
 from algornn.datamodules.nested_lists import DIGITS, VOCABULARY, ListSampler, evaluate
 from algornn.datamodules.sequence_sampling import DrawnStages, Sequences, draw_different, shares, take
@@ -19,6 +19,7 @@ URLS = tuple(
     for branch in ("listops-release", "0e24a35c7be00e9f67814b0c846c3095cfe7632b")
 )
 SHA256 = "71335416e6896e8dd8dc69281c8ed9b37316382d05d3705d660461564e843840"
+TRAIN_SIZE = 90_000  # lists of train_d20s.tsv
 _OPERATOR = 0.3  # chance that an argument is a list
 _LARGEST = 50  # size of a list
 _DEPTHS = {"train": (2, 6), "val": (2, 6), "val_ood": (7, 7), "test": (2, 6), "longer": (8, 9)}
@@ -95,7 +96,7 @@ class ListOps(LabelledSequenceDataModule):
 
     Split "official" reads the files of Nangia and Bowman, of any length: `test` (10,000 lists) is downloaded where it
     is not at hand; `train` is the file train_d20s.tsv (90,000 lists), which has to be fetched by hand, less `val`,
-    `test_size` lists of it. Every label is checked against the list.
+    `test_size` lists of it. Every label is checked against the list, then the sha256 of `test` and the number of lists.
 
     Args:
         split: "balanced" or "official".
@@ -156,9 +157,18 @@ class ListOps(LabelledSequenceDataModule):
     def _read(self, stage: str) -> Sequences:
         """Read a file; val is a part of the training file, drawn by `seed`."""
         path = self._test_path() if stage == "test" else self._train_path()
-        lists = parse(read_text(path).splitlines(), path)
+        text = read_text(path)
+        if not text.strip():
+            raise ValueError(f"{path} is empty, expected the lists of ListOps; delete it and fetch it again.")
+        lists = parse(text.splitlines(), path)
         if stage == "test":
+            check_sha256(path, text, SHA256)
             return lists
+        if len(lists.label) != TRAIN_SIZE:
+            raise ValueError(
+                f"{path} has {len(lists.label)} lists, expected the {TRAIN_SIZE} of the published training file; "
+                "delete it and fetch it again."
+            )
         order = generator(self.benchmark, self.split, "val", self.seed).permutation(len(lists.label))
         if self.test_size >= len(order):
             raise ValueError(

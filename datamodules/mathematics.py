@@ -103,7 +103,7 @@ class Mathematics(SequencePairDataModule):
 
     Raises:
         TypeError: A number that is not whole.
-        ValueError: Unknown split or level, no level, or `val_size` below 1.
+        ValueError: Unknown split or level, no level or one twice, or `val_size` below 1.
 
     Attributes:
         groups: The file's folder: a level, "interpolate" or "extrapolate".
@@ -129,6 +129,8 @@ class Mathematics(SequencePairDataModule):
         if isinstance(levels, str) or not levels:
             raise ValueError(f"levels is a list of {', '.join(map(repr, LEVELS))}, at least one, not {levels!r}.")
         self.levels = tuple(check_name("level", level, LEVELS) for level in levels)
+        if len(set(self.levels)) < len(self.levels):
+            raise ValueError(f"levels must be different ones, not {levels!r}; name each once.")
         self.val_size = val_size
         self.further = self.ood = ("extrapolate",) if split in EXTRAPOLATIONS else ()
 

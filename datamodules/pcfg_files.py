@@ -207,7 +207,7 @@ class PCFGFiles:
         text = read_text(file)
         for row, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
             columns = line.split("\t")
-            if len(columns) != 3 or columns[0] not in ("unrolled", "original"):
+            if len(columns) != 3 or columns[0] not in ("unrolled", "original") or not all(map(str.strip, columns)):
                 raise _bad_line(
                     file, row, "expected 'unrolled' or 'original', a tab, a source, a tab and a target", line
                 )
@@ -255,6 +255,8 @@ def _check(path: Path, row: int, source: Words, target: Words, exceptions: bool)
         meaning = interpret(source, exceptions)
     except ValueError as error:
         raise _bad_line(path, row, str(error), " ".join(source)) from None
+    except RecursionError:
+        raise _bad_line(path, row, "expected fewer functions inside each other", " ".join(source)) from None
     if meaning != target:
         raise _bad_line(path, row, f"expected the target {' '.join(target)[:80]!r}, its meaning", " ".join(source))
 

@@ -136,6 +136,25 @@ class SequencePairDataModule(VocabularyDataModule):
         """Read or generate the pairs of a stage."""
         raise NotImplementedError
 
+    def encode(self, *sources: str) -> PairBatch:
+        """Turn sources of your own, words with spaces between them, into a batch whose targets are not known.
+
+        Raises:
+            ValueError: A word is not in the vocabulary.
+        """
+        ids = {word: i for i, word in enumerate(self.vocabulary)}
+        unknown = sorted({word for source in sources for word in source.split() if word not in ids})
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)}: not in the vocabulary of {type(self).__name__}.")
+        end = np.array([SPECIAL.index(EOS)])
+        rows = [np.array([*(ids[word] for word in source.split()), *end]) for source in sources]
+        return collate_pairs([PairItem(row, end, 0, number) for number, row in enumerate(rows)])
+
+    def decode(self, ids: torch.Tensor) -> list[str]:
+        """Turn the ids of a target [T] into words, up to "<eos>"."""
+        words = [self.outputs[i] for i in ids.tolist()]
+        return words[: words.index(EOS)] if EOS in words else words
+
     @staticmethod
     def collate(items: list[PairItem]) -> PairBatch:
         """Pad sources and targets to the longest one."""

@@ -107,7 +107,7 @@ def check_name(kind: str, name: str, names: Sequence[str]) -> str:
 def check_whole(**numbers: object) -> None:
     """Raise a TypeError unless all `numbers` are whole: a size of 330.5 would never be reached."""
     for name, number in numbers.items():
-        if not isinstance(number, Integral):
+        if isinstance(number, bool) or not isinstance(number, Integral):
             raise TypeError(f"{name} must be a whole number, not {number!r}.")
 
 

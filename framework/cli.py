@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
 import shlex
 import sys
 import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import lightning as L
@@ -26,28 +23,14 @@ import algornn.datamodules
 import algornn.probes
 from algornn import recipes
 from algornn.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, RandomState, read_checkpoint
+from algornn.messages import ROOMS, closest, plain_sentence
+from algornn.predictions import PredictionWriter
 from algornn.probes.subject import ProbeError
 from algornn.run import Recipe, RunRecord, new_run_folder, read_config
 
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
-ROOMS: dict[str, tuple[ModuleType, type]] = {
-    "models": (algornn, torch.nn.Module),
-    "probes": (algornn.probes, algornn.probes.Probe),
-    "splits": (algornn.datamodules, algornn.datamodules.SplitDataModule),
-}
-
-# Lines of the parser's messages that only repeat what it tried.
-_PARSER_NOISE = re.compile(
-    r"Expected a path but|Expected a <class 'NoneType'>|Does not validate|Subtypes:|Errors:|Given value"
-    r"|Problem with given|Not a valid subclass|Subclass types|a class path|a dict"
-)
-
-# What to do about some of the parser's messages.
-_HINTS = {
-    "unrecognized": "--help lists all options",
-    "not accept": "--help lists all options",
-    "arguments are required": "give --config RECIPE, or the --run_dir of a run",
-}
+# Classes of ours whose names torch has, too: on the command line they mean ours.
+_SHADOWED = {name for name in algornn.__all__ if hasattr(torch.nn, name)}
 
 USAGE = """usage: algornn COMMAND ...
 
@@ -82,7 +65,8 @@ class SaveConfig(SaveConfigCallback):
         config.run_dir = config.ckpt_path = None
         if Path(config.checkpoint.dirpath) == run / "checkpoints":
             config.checkpoint.dirpath = None
-        self.parser.save(config, str(run / "config.yaml"), overwrite=True)
+        # Nulls are settings, too: without `monitor: null` the default monitor would come back.
+        self.parser.save(config, str(run / "config.yaml"), skip_unset=False, overwrite=True)
 
 
 class AlgornnCLI(LightningCLI):
@@ -127,6 +111,13 @@ class AlgornnCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Take the configuration as written; Lightning would overlay it with the checkpoint's."""
 
+    def _dump_config(self) -> None:
+        """Give a network without settings of its own a place in the dump for what it takes from the data."""
+        super()._dump_config()
+        model = self.config_dump.get("model", {}).get("init_args", {}).get("model")
+        if isinstance(model, dict):
+            model.setdefault("init_args", {})
+
     def before_instantiate_classes(self) -> None:
         """Settle the run folder and the checkpoint, and refuse to write over another run."""
         config = self.config[self.subcommand]
@@ -161,7 +152,7 @@ class AlgornnCLI(LightningCLI):
                 TensorBoardLogger(run, name="tensorboard", version=""),
             ]
         kwargs["plugins"] = [*_as_list(trainer.plugins), AtomicCheckpointIO()]
-        self.trainer_defaults["callbacks"] = [last, RandomState(), record]
+        self.trainer_defaults["callbacks"] = [last, RandomState(), record, PredictionWriter()]
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
@@ -245,8 +236,16 @@ def _check_run_folder(run: Path, checkpoints: Path, command: str, ckpt_path: str
             f"No checkpoint at {ckpt_path}. Give --run_dir of a trained run or --ckpt_path FILE, last or best."
         )
     own = ckpt_path is not None and Path(ckpt_path).resolve().parent == checkpoints.resolve()
-    if command == "fit" and not own and (run / "config.yaml").exists():
+    if command == "fit" and not own and (run / "config.yaml").exists() and not _came_to_nothing(run, checkpoints):
         raise FileExistsError(f"{run} holds a run. Go on with it by --ckpt_path last, or choose another --run_dir.")
+
+
+def _came_to_nothing(run: Path, checkpoints: Path) -> bool:
+    """Whether a start in this folder failed before its first step was logged: nothing is lost by another one."""
+    last = checkpoints / "last.ckpt"
+    logged = any(len(log.read_text().splitlines()) > 1 for log in run.glob("logs/version_*/metrics.csv"))
+    begun = logged or (run / "metrics.json").exists() or (checkpoints / "best.ckpt").exists()
+    return not begun and last.is_file() and read_checkpoint(last)["global_step"] == 0
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -254,20 +253,25 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def resolve_recipes(args: Sequence[str]) -> list[str]:
-    """Replace every ``--config NAME`` by the packaged recipe's path, unless NAME is a file.
+    """Replace ``--config NAME`` by the packaged recipe's path, unless NAME is a file, and GRU by algornn.GRU.
 
     Raises:
         FileNotFoundError: NAME is neither; the message names the closest recipe.
         ValueError: the file holds no options.
     """
-    resolved, expects_path = [], False
+    resolved: list[str] = []
+    option = ""  # that expects a value
     for arg in args:
         flag, equals, value = arg.partition("=")
-        if expects_path:
+        if option in ("--config", "-c"):
             arg = _checked_config(arg)
         elif flag in ("--config", "-c") and equals:
             arg = f"{flag}={_checked_config(value)}"
-        expects_path = arg in ("--config", "-c")
+        elif option.startswith("--model") and arg in _SHADOWED:
+            arg = f"algornn.{arg}"
+        elif flag.startswith("--model") and value in _SHADOWED:
+            arg = f"{flag}=algornn.{value}"
+        option = arg if arg.startswith("-") and not equals else ""
         resolved.append(arg)
     return resolved
 
@@ -327,7 +331,7 @@ def run(args: list[str]) -> None:
         report.main(rest)
     else:
         known = (*LIGHTNING_COMMANDS, "list", "reproduce", "probe", "report")
-        raise ValueError(f"Unknown command {command!r}{_closest(command, known)}. Commands: {', '.join(known)}.")
+        raise ValueError(f"Unknown command {command!r}{closest(command, known)}. Commands: {', '.join(known)}.")
 
 
 def _default_config(args: list[str]) -> list[str]:
@@ -340,39 +344,13 @@ def _default_config(args: list[str]) -> list[str]:
     return ["--config", str(Path(folder, "config.yaml")), *args]
 
 
-def _closest(name: str, known: Sequence[str]) -> str:
-    names = {other.lower(): other for other in known}
-    close = difflib.get_close_matches(name.lower(), names, n=1)
-    return f" (did you mean {names[close[0]]!r}?)" if close else ""
-
-
-def plain_sentence(error: BaseException) -> str:
-    """Say what is wrong in one sentence; of the parser's many lines, the first that names the mistake."""
-    text = str(error).strip() or type(error).__name__
-    if not isinstance(error, ArgumentError) and not text.startswith("Does not validate"):
-        return text
-    key = ""
-    for line in (line.strip(" -") for line in text.splitlines()):
-        if found := re.match(r'Parser key "(.+?)"', line):
-            key = f"{found[1]}: "
-        elif found := re.search(r"Expected a dot import path string: (\S+)|Import path (\S+)", line):
-            name = found[1] or found[2]
-            known = [known for room, _ in ROOMS.values() for known in room.__all__]
-            if name in known:
-                return f"{key}{name} is a class of another kind. `algornn list models|probes|splits` shows all."
-            return f"{key}no class is named {name!r}{_closest(name, known)}."
-        elif line and not _PARSER_NOISE.match(line):
-            line = re.sub(r"<class '([\w.]+)'>", r"\1", line.partition(". Got value: Namespace")[0])
-            return key + line + next((f" ({hint})" for part, hint in _HINTS.items() if part in line), "")
-    return text.splitlines()[0]
-
-
 def main(args: list[str] | None = None) -> int:
     """Run the command line; a user's mistake ends in one plain sentence and exit status 2."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
-    sys.path.append("")  # classes of the user's own in the working folder; last, so that they hide nothing
+    warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer` in `LightningModule`.*")
+    sys.path.append(str(Path.cwd()))  # classes of the user's own in the working folder; last, so that they hide nothing
     try:
         run(list(sys.argv[1:] if args is None else args))
     except (ArgumentError, MisconfigurationException, ProbeError, ValueError, TypeError, OSError, EOFError) as error:

@@ -161,8 +161,8 @@ def probe_parts(runs: Sequence[RunResults]) -> Table:
 def published_against_measured(runs: Sequence[RunResults]) -> Table:
     """Return published against measured error in percent, a row per recipe and published number, seeds together."""
     rows = []
-    for recipe in dict.fromkeys(run.recipe for run in runs):
-        same = [run for run in runs if run.recipe == recipe and run.finished]
+    for recipe, changed in dict.fromkeys((run.recipe, tuple(run.changed)) for run in runs):
+        same = [run for run in runs if (run.recipe, tuple(run.changed)) == (recipe, changed) and run.finished]
         for published in same[0].published if same else []:
             stage = str(published["stage"])
             over = str(published.get("over") or "groups")
@@ -192,7 +192,7 @@ def verdict(published: dict, errors: Sequence[float], runs: Sequence[RunResults]
     """Compare measured errors (percent) with a published one, or say why they cannot be compared.
 
     The mark is the published mean plus two published standard deviations. Fewer steps than published, a recalled
-    number, groups left out or a note on the data give no verdict.
+    number, groups left out, options changed by the command line or a note on the data give no verdict.
     """
     budgets = [run.budget for run in runs]
     smallest = min((budget for budget in budgets if budget is not None), default=None)
@@ -201,6 +201,7 @@ def verdict(published: dict, errors: Sequence[float], runs: Sequence[RunResults]
     against += [f"{fraction(smallest)} of the published steps"] if smallest is not None and smallest < 1 else []
     against += [f"without {', '.join(left_out)}"] if left_out else []
     against += sorted({run.note for run in runs if run.note})
+    against += sorted({f"not as the recipe: {', '.join(run.changed)}" for run in runs if run.changed})
     against += [] if published.get("verified") else ["published number recalled"]
     if against:
         return f"none: {', '.join(against)}"

@@ -198,7 +198,7 @@ class RunRecord(L.Callback):
             record, file = self._record(trainer, pl_module), Path(trainer.default_root_dir, "metrics.json")
             finished = read_json(file)
             if finished.get("steps", -1) >= record["steps"]:
-                record = finished | {key: record[key] for key in ("data", "stages", "incomplete", "note")}
+                record = finished | {key: record[key] for key in ("data", "selection", "stages", "incomplete", "note")}
             partial = file.with_name(f"{file.name}.part")
             partial.write_text(json.dumps(record, indent=1) + "\n")
             partial.replace(file)
@@ -211,12 +211,12 @@ class RunRecord(L.Callback):
         return {
             "recipe": self.recipe.name,
             "seed": self.seed,
-            "model": type(getattr(learner, "model", learner)).__name__,
+            "model": _name(getattr(learner, "model", learner)),
             "parameters": sum(p.numel() for p in learner.parameters() if p.requires_grad),
             "data": f"{type(data).__name__} {getattr(data, 'split', '')}".strip() + (f" ({note})" if note else ""),
             "steps": steps,
             "budget": budget,
-            "selection": getattr(trainer.checkpoint_callback, "monitor", None) or "last step",
+            "selection": _selection(trainer),
             "wall_seconds": round(self.seconds, 1),
             "stages": stages,
             "setting": self.setting,
@@ -226,6 +226,20 @@ class RunRecord(L.Callback):
             "probes": probe_values(Path(trainer.default_root_dir)),
             "command": self.command,
         } | provenance()
+
+
+def _name(network: Any) -> str:
+    """The network's class, with that of the layer or memory inside where it can have any: SequenceClassifier(LSTM)."""
+    inner = getattr(network, "layer", None) or getattr(network, "decoder", None)
+    name = type(network).__name__
+    wrapped = isinstance(inner, torch.nn.Module) and not isinstance(inner, torch.nn.ModuleList)
+    return f"{name}({type(inner).__name__})" if wrapped else name
+
+
+def _selection(trainer: Any) -> str:
+    """Say how the tested weights were chosen: what was monitored, or that they are the last."""
+    last = Path(str(trainer.ckpt_path or "")).name == "last.ckpt"
+    return "last step" if last else getattr(trainer.checkpoint_callback, "monitor", None) or "last step"
 
 
 def probe_values(run: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,6 +91,18 @@ class RunResults:
         """Groups whose training data were only partly at hand; they are reported apart."""
         named = self.metrics.get("incomplete")
         return [str(name) for name in named] if isinstance(named, list) else []
+
+    @property
+    def changed(self) -> list[str]:
+        """Options of the model, the data and the test that the command line set otherwise than the recipe."""
+        command = shlex.split(str(self.metrics.get("command") or ""))
+        options = [word.partition("=")[0].lstrip("-") for word in command if word.startswith("--")]
+        ours = ("model", "data", "trainer.limit_test_batches", "trainer.limit_train_batches")
+        free = ("data.seed", "data.data_dir", "data.init_args.data_dir", "data.init_args.seed")
+        return [
+            option for option in dict.fromkeys(options)
+            if option not in free and any(option == our or option.startswith(f"{our}.") for our in ours)
+        ]  # fmt: skip
 
     @property
     def note(self) -> str:

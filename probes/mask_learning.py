@@ -127,9 +127,9 @@ class MaskLearning:
         edges = [size * k // K for k in range(K + 1)]
         rows = []
         for k, (start, stop) in enumerate(pairwise(edges)):
-            state = {name: value.detach()[k].requires_grad_() for name, value in states.items()}
-            loss = self.subject.loss(_call(self.subject.model, state), take(batch, slice(start, stop)))
-            rows.append(_gradients(loss * ((stop - start) / size), state))
+            with _holding(self.subject.model, {name: value.detach()[k] for name, value in states.items()}) as masked:
+                loss = self.subject.loss(self.subject.model, take(batch, slice(start, stop)))
+                rows.append(_gradients(loss * ((stop - start) / size), masked))
         return [torch.stack(parts) for parts in zip(*rows, strict=True)]
 
 
@@ -174,6 +174,25 @@ def masked_call(model: nn.Module, weights: dict[str, Tensor], mask: Tensor) -> C
 
 def _call(model: nn.Module, state: dict[str, Tensor]) -> Callable[..., Any]:
     return lambda *args, **kwargs: functional_call(model, state, args, kwargs)
+
+
+@contextmanager
+def _holding(model: nn.Module, state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Let the model's own parameters hold other values, with gradients, until the block ends.
+
+    A functional call would be over before the backward pass, in which gradient checkpointing runs the forward again.
+    """
+    held = {name: parameter for name, parameter in model.named_parameters() if name in state}
+    before = {name: parameter.data for name, parameter in held.items()}
+    try:
+        for name, parameter in held.items():
+            parameter.data = state[name]
+            parameter.requires_grad_(True)
+        yield dict(held)
+    finally:
+        for name, parameter in held.items():
+            parameter.requires_grad_(False)
+            parameter.data = before[name]
 
 
 @contextmanager

@@ -39,6 +39,8 @@ def draw(spec: dict[str, Any]) -> Figure:
     if spec.get("kind") not in painters:
         raise ValueError(f"A figure's kind must be one of {sorted(painters)}, got {spec.get('kind')!r}.")
     wide = max(6.4, 1.5 + 0.45 * len(spec["x"])) if spec["kind"] != "line" else 6.4
+    if spec["kind"] == "bar" and len(spec["series"]) > 1:  # room for every bar's number, and for the legend
+        wide = max(wide, 3.0 + 0.36 * len(spec["x"]) * len(spec["series"]))
     tall = max(4.0, 1.8 + 0.35 * len(spec.get("y", ()))) if spec["kind"] == "heatmap" else 4.0
     figure = Figure(figsize=(min(wide, 16.0), min(tall, 14.0)), layout="constrained", dpi=120)
     axes = figure.add_subplot()
@@ -79,7 +81,7 @@ def _bar(axes: Axes, spec: dict[str, Any]) -> None:
     _label(axes, "x", spec["x"])
     _plain_frame(axes)
     if len(spec["series"]) > 1:
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))  # beside the bars, never over them
 
 
 def _heatmap(axes: Axes, spec: dict[str, Any]) -> None:

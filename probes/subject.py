@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from algornn.probes.batches import Batches
 from algornn.probes.sites import activations
@@ -78,24 +79,27 @@ class Subject:
         gathered = exchange(results, self.world, error)
         return [gathered[index % self.world][index] for index in range(len(items))]
 
-    def forward(self, batch: Any, model: nn.Module | None = None) -> Any:
-        """The output of the model for a batch, driven by the loss and without gradient: its last call's.
+    def forward(self, batch: Any, model: nn.Module | None = None, gradient: bool = False) -> Any:
+        """The output of the model for a batch, driven by the loss: its last call's.
 
         Args:
             batch: one of `loader`.
-            model: takes the place of the subject's model, for a control.
+            model: takes the place of the subject's model, for a control. It works on copies of its buffers, so what it
+                answers does not depend on the batches that this process had before.
+            gradient: whether to record the graph, for gradients of what replaces activations.
 
         Raises:
             ValueError: the loss never calls the model.
         """
         outputs: list[Any] = []
         model = self.model if model is None else model
+        buffers = {} if model is self.model else {name: buffer.clone() for name, buffer in model.named_buffers()}
 
         def recorded(*args: Any, **kwargs: Any) -> Any:
-            outputs.append(model(*args, **kwargs))
+            outputs.append(functional_call(model, buffers, args, kwargs) if buffers else model(*args, **kwargs))
             return outputs[-1]
 
-        with torch.no_grad():
+        with torch.set_grad_enabled(gradient):
             self.loss(recorded, batch)
         if not outputs:
             raise ValueError("The loss never calls the model: loss(call, batch) must use call(*forward_args).")
@@ -192,7 +196,7 @@ def cross_entropy(call: Callable[..., Any], batch: Any) -> Tensor:
 
 
 def _to_cpu(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu()
+    return tensor.detach().to("cpu", copy=True)  # a result that is a buffer would change with the next item
 
 
 def _seed(seed: int, index: int) -> int:

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
+from functools import partial
 from typing import Any
 
 import torch
@@ -237,12 +238,29 @@ def maskable(model: nn.Module, masked: Sequence[str] | None = None) -> dict[str,
 
 
 def accuracy_of(output: Any, batch: Any) -> Tensor:
-    """Whether the largest output is the target, per example; not-a-number where the batch shows no class targets."""
+    """Whether the largest output is the target, for every target that counts; not-a-number without class targets.
+
+    The target is y of a batch (x, y), or the first of the fields `y`, `answer`, `label` and `target`. One per token
+    counts where it is not negative and the field `target_mask` or `mask` of its shape is True.
+    """
+    field: Callable[[str], Any]
     if isinstance(batch, (tuple, list)) and not hasattr(batch, "_fields"):
-        target = batch[1] if len(batch) == 2 else None
+        field = partial(dict.get, {"y": batch[1]} if len(batch) == 2 else {})
     else:
-        field = batch.get if isinstance(batch, Mapping) else lambda name: getattr(batch, name, None)
-        target = next((field(name) for name in ("y", "answer", "target") if isinstance(field(name), Tensor)), None)
+        field = partial(dict.get, batch) if isinstance(batch, dict) else partial(_attribute, batch)
+    named = (field(name) for name in ("y", "answer", "label", "target"))
+    target = next((value for value in named if isinstance(value, Tensor)), None)
     if not isinstance(target, Tensor) or not isinstance(output, Tensor) or target.is_floating_point():
         return torch.tensor(math.nan)
-    return output.argmax(-1) == target if output.shape[:-1] == target.shape else torch.tensor(math.nan)
+    if output.shape[:-1] != target.shape:
+        return torch.tensor(math.nan)
+    counts = target >= 0
+    for mask in (field("target_mask"), field("mask")):
+        if isinstance(mask, Tensor) and mask.shape == target.shape:
+            counts = counts & mask.bool()
+            break
+    return (output.argmax(-1) == target)[counts]
+
+
+def _attribute(batch: Any, name: str) -> Any:
+    return getattr(batch, name, None)

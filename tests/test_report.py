@@ -342,6 +342,27 @@ def test_probe_measured_once_has_figures_but_no_curve(tmp_path):
     assert names == {f"{probe}_{figure}" for probe in ("fast_weight", "weight_mask") for figure in FIGURES}
 
 
+def test_a_changed_network_is_no_seed_of_the_recipe_and_gets_no_verdict(tmp_path):
+    from algornn.report import published_against_measured
+    from algornn.run_results import read_run
+
+    runs = []
+    for name, options in {
+        "a": "",
+        "b": " --data.seed 2",
+        "c": " --model.model.layer DeltaNet --data.split=other",
+    }.items():
+        folder = write_run(tmp_path / name, steps=10_000)
+        file = folder / "metrics.json"
+        metrics = json.loads(file.read_text())
+        file.write_text(json.dumps(metrics | {"command": f"algornn fit --config x{options}"}))
+        runs.append(read_run(folder))
+    assert [run.changed for run in runs] == [[], [], ["model.model.layer", "data.split"]]
+    rows = published_against_measured(runs).rows
+    assert len(rows) == 2 * len({row[0] for row in rows})
+    assert all("(n = 2)" in row[2] or "not as the recipe: model.model.layer, data.split" in row[4] for row in rows)
+
+
 def test_a_failed_control_stands_beside_the_numbers(tmp_path, capsys):
     run = write_run(tmp_path / "run", steps=10_000)
     file = run / "probes/fast_weight/step=10000.json"

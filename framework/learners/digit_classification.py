@@ -33,6 +33,10 @@ class DigitClassification(Learner):
         """Mean cross-entropy of the digits that are asked for."""
         return F.cross_entropy(self._logits(call, batch).flatten(0, 1), batch.target.flatten())
 
+    def terms(self, batch: Any) -> Tensor:
+        """The number of digits that are asked for."""
+        return (batch.target != NO_TARGET).sum()
+
     def scored(self, batch: Any) -> Iterator[Scored]:
         """Yield the scores of a batch."""
         logits, asked = self._logits(self, batch), batch.target != NO_TARGET

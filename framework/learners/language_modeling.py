@@ -89,6 +89,10 @@ class LanguageModeling(Learner):
         """Mean cross-entropy of a segment from the model's first state."""
         return _cross_entropy(call(batch.tokens, None, batch.mask)[0], batch)
 
+    def terms(self, batch: Any) -> Tensor:
+        """The number of tokens that count."""
+        return (batch.target != NO_TARGET).sum()
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of the next segment of every row.
 
@@ -100,7 +104,7 @@ class LanguageModeling(Learner):
             raise ValueError(f"The state is that of {len(carried)} streams, the batch has {rows}. Keep the batch size.")
         logits, state = self.model(batch.tokens, self.state, batch.mask)
         self.state = _finite(_mapped(Tensor.detach, state), self.state)
-        loss = _cross_entropy(logits, batch)
+        loss = self.shared_out(_cross_entropy(logits, batch), batch)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 

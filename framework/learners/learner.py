@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -61,6 +63,23 @@ class Learner(L.LightningModule):
         """Yield the scores of the examples of a batch, in one part or several."""
         raise NotImplementedError
 
+    def terms(self, batch: Any) -> Tensor | None:
+        """The number of terms that `loss` is the mean of, where batches of one size differ in it; None: they do not."""
+        return None
+
+    def shared_out(self, loss: Tensor, batch: Any) -> Tensor:
+        """Weight the loss of this process's part of a batch so that the mean over processes is that of the whole.
+
+        Data-parallel training averages gradients over processes; a mean over tokens would count those of a process
+        with few tokens more than others. With n terms here and N on all W processes the factor is n W / N.
+        """
+        world = 1 if self._trainer is None else self.trainer.world_size
+        n = self.terms(batch) if world > 1 else None
+        if n is None:
+            return loss
+        total = cast(Tensor, self.all_gather(n.to(loss.dtype))).sum().clamp(min=1)
+        return loss * (n * world / total)
+
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Refuse a batch of another kind of task.
 
@@ -77,7 +96,7 @@ class Learner(L.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
-        loss = self.loss(self.model, batch)
+        loss = self.shared_out(self.loss(self.model, batch), batch)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
@@ -106,9 +125,21 @@ class Learner(L.LightningModule):
         Unnormalised keys make the memory expand now and then (the released code restarts its training on NaN). Without
         gradients the optimizer leaves weights and moments alone; zeros would let its momentum go on.
         """
+        plugin = self.trainer.precision_plugin
+        scaled = getattr(plugin, "scaler", None) is not None
+        if scaled and any(group.get("fused") for group in optimizer.param_groups):
+            raise ValueError(
+                "precision 16-mixed scales gradients, and a fused optimizer undoes that only after they are clipped: "
+                "set fused: false of the optimizer, or take bf16-mixed."
+            )
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         if not gradients or torch.stack([g.isfinite().all() for g in gradients]).all():
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            if isinstance(plugin, MixedPrecision) and not scaled:
+                # Lightning refuses to clip for a fused optimizer under bf16 as well, where nothing is scaled.
+                kind = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+                Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0, kind)
+            else:
+                self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         else:
             optimizer.zero_grad(set_to_none=True)
 

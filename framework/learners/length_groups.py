@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -11,8 +12,10 @@ Trims = Mapping[str, tuple[str, ...]]
 
 
 def check_length_groups(shares: tuple[float, ...]) -> tuple[float, ...]:
-    """Return the shares of a batch; raise a ValueError unless they are positive and sum to 1."""
-    if abs(sum(shares) - 1) > 1e-6 or min(shares) <= 0:
+    """Return the shares of a batch; raise a TypeError or ValueError unless they are positive and sum to 1."""
+    if not isinstance(shares, Sequence) or not all(isinstance(share, Real) for share in shares):
+        raise TypeError(f"`length_groups` must be a tuple of shares that sum to 1, such as (1.0,), got {shares!r}.")
+    if not (abs(sum(shares) - 1) <= 1e-6 and min(shares) > 0):
         raise ValueError(f"`length_groups` must be positive shares that sum to 1, got {shares}.")
     return tuple(shares)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -42,6 +43,12 @@ class SequenceClassification(Learner):
         length_groups: tuple[float, ...] = (1.0,),
     ) -> None:
         super().__init__(model, optimizer, warmup_steps, warmup_factor, cooldown)
+        second = [*inspect.signature(model.forward).parameters][1:2]
+        if second in (["state"], ["target"]):
+            raise TypeError(
+                f"`model` must be forward(tokens, mask) -> logits [B, C], {type(model).__name__} takes {second[0]!r} "
+                "second: take SequenceClassifier, which puts any sequence layer into a classifier."
+            )
         self.length_groups = check_length_groups(length_groups)
 
     def loss(self, call: Callable[..., Any], batch: Any) -> Tensor:

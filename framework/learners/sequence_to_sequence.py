@@ -57,6 +57,8 @@ class SequenceToSequence(Learner):
         super().__init__(model, optimizer, warmup_steps, warmup_factor, cooldown)
         if not 0 <= teacher_forcing <= 1:
             raise ValueError(f"`teacher_forcing` must be a share of the batches, 0 to 1, got {teacher_forcing}.")
+        if max_length < 1:
+            raise ValueError(f"`max_length` must be at least 1, got {max_length}.")
         if missing := [name for name in ("start", "step") if not hasattr(model, name)]:
             raise TypeError(f"`model` must have start and step to decode, {type(model).__name__} lacks {missing[0]}.")
         self.teacher_forcing, self.length_groups = teacher_forcing, check_length_groups(length_groups)
@@ -68,10 +70,14 @@ class SequenceToSequence(Learner):
         losses = [_losses(call(part.source, part.target, part.source_mask), part).sum() for part in parts]
         return torch.stack(losses).sum() / batch.target_mask.sum()
 
+    def terms(self, batch: Any) -> Tensor:
+        """The number of target tokens."""
+        return batch.target_mask.sum()
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of a batch, whose decoder reads the target or what it writes itself."""
         forced = self.teacher_forcing == 1 or bool(torch.rand(()) < self.teacher_forcing)
-        loss = self.loss(self.model if forced else self._reading_its_own, batch)
+        loss = self.shared_out(self.loss(self.model if forced else self._reading_its_own, batch), batch)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 

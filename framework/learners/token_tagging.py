@@ -28,6 +28,10 @@ class TokenTagging(Learner):
         logits, _ = call(batch.tokens, None, batch.mask)
         return F.cross_entropy(logits.flatten(0, 1), batch.target.flatten(), ignore_index=NO_TARGET)
 
+    def terms(self, batch: Any) -> Tensor:
+        """The number of answers that are asked for."""
+        return (batch.target != NO_TARGET).sum()
+
     def scored(self, batch: Any) -> Iterator[Scored]:
         """Yield the scores of a batch."""
         logits, _ = self(batch.tokens, None, batch.mask)

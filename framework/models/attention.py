@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral, Real
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,6 +32,8 @@ class MultiHeadAttention(nn.Module):
 
     def __init__(self, size: int, heads: int = 8, dropout: float = 0.0) -> None:
         super().__init__()
+        check_sizes(size=size, heads=heads)
+        check_probabilities(dropout=dropout)
         self.heads, self.head_size, self.dropout = heads, split_size(size, heads), dropout
         self.query = nn.Linear(size, size, bias=False)
         self.key_value = nn.Linear(size, 2 * size, bias=False)
@@ -118,6 +122,7 @@ class RelativeAttention(MultiHeadAttention):
         trained_scale: bool = False,
     ) -> None:
         super().__init__(size, heads, dropout)
+        check_probabilities(key_dropout=key_dropout)
         self.position = nn.Linear(size, size, bias=False)
         nn.init.xavier_uniform_(self.position.weight)
         self.content_bias = nn.Parameter(torch.zeros(heads, self.head_size))
@@ -173,6 +178,7 @@ class GeometricAttention(MultiHeadAttention):
 
     def __init__(self, size: int, heads: int = 1, dropout: float = 0.0, normalized: bool = False) -> None:
         super().__init__(size, heads)
+        check_probabilities(dropout=dropout)
         bound = (6 / (size + self.head_size)) ** 0.5
         for linear in (self.query, self.key_value, self.output):
             nn.init.uniform_(linear.weight, -bound, bound)
@@ -256,3 +262,21 @@ def allowed_keys(mask: Tensor | None, causal: bool, Q: int, k: Tensor) -> Tensor
     own = torch.arange(k.shape[2] - Q, k.shape[2], device=k.device)[:, None]
     j = torch.arange(k.shape[2], device=k.device)
     return j <= own if allowed is None else (j <= own) & allowed | (j == own)
+
+
+def check_sizes(**sizes: object) -> None:
+    """Raise a TypeError unless all sizes are whole numbers, and a ValueError unless they are at least 1."""
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, Integral):
+            raise TypeError(f"`{name}` must be a whole number, got {size!r}.")
+        if int(size) < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {size}.")
+
+
+def check_probabilities(**probabilities: object) -> None:
+    """Raise a TypeError unless all probabilities are numbers, and a ValueError unless they are 0 to 1."""
+    for name, probability in probabilities.items():
+        if isinstance(probability, bool) or not isinstance(probability, Real):
+            raise TypeError(f"`{name}` must be a probability, a number from 0 to 1, got {probability!r}.")
+        if not 0 <= float(probability) <= 1:
+            raise ValueError(f"`{name}` must be a probability, from 0 to 1, got {probability}.")

@@ -136,7 +136,7 @@ class BidirectionalLSTM(_Recurrent):
         ValueError: an odd `hidden_size`; by forward, a state is given: a later part cannot be read backwards first.
     """
 
-    bidirectional = True
+    bidirectional = sees_both_sides = True
 
     def __init__(self, input_size: int, hidden_size: int = 200, layers: int = 1, dropout: float = 0.0) -> None:
         if hidden_size % 2:

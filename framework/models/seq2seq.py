@@ -79,6 +79,7 @@ class Seq2Seq(nn.Module):
                 f"attention starts from the encoder's last output: encoder and decoder must have the same width, got "
                 f"{width} and {decoder_width}."
             )
+        _check_decoder(self.encoder, embedding_size, self.decoder, embedding_size + context)
         self.attention = _AdditiveAttention(width) if attention else None
         self.output = nn.Linear(decoder_width + context, output_size)
         self.dropout = nn.Dropout(dropout)
@@ -95,6 +96,8 @@ class Seq2Seq(nn.Module):
             Logits ``[B, T, output_size]``.
         """
         state = self.start(source, source_mask)
+        if not target.shape[1]:
+            raise ValueError("Every target must have at least one token, its end, got targets of length 0.")
         inputs = shifted(target)
         if self.attention is None:
             y, _ = self.decoder(self.dropout(self.target_embedding(inputs)), state[0])
@@ -107,10 +110,13 @@ class Seq2Seq(nn.Module):
 
     def start(self, source: Tensor, source_mask: Tensor | None = None) -> tuple[Any, ...]:
         """Read the source; return the state from which `step` writes the target."""
+        if not source.shape[1]:
+            raise ValueError("Every source must have at least one token, got sources of length 0.")
         h, state = self.encoder(self.dropout(self.source_embedding(source)), None, source_mask)
         if self.attention is None:
             return (state,)
         real = torch.ones_like(source, dtype=torch.bool) if source_mask is None else source_mask
+        real = real | ~real.any(1, keepdim=True)  # of a row that is all padding, some attention rather than none
         last = torch.where(real, torch.arange(source.shape[1], device=source.device), 0).amax(1)
         y = h[torch.arange(len(h), device=h.device), last]
         return state, y, h, self.attention.keys(h), real
@@ -126,6 +132,28 @@ class Seq2Seq(nn.Module):
         out, new = self.decoder(torch.cat([x, context], 1)[:, None], old)
         y = out[:, 0]
         return self.output(torch.cat([y, context], 1)), (new, y, h, keys, mask)
+
+
+def _check_decoder(encoder: nn.Module, encoder_size: int, decoder: nn.Module, decoder_size: int) -> None:
+    """Raise a ValueError unless the decoder reads in one direction and can start from the encoder's state."""
+    if any(getattr(module, "sees_both_sides", False) for module in decoder.modules()):
+        raise ValueError(
+            f"A decoder must read in one direction, {type(decoder).__name__} sees both sides of every token: give it "
+            "as `encoder`, with another `layer`, or take TransformerSeq2Seq."
+        )
+    modes = {module: module.training for layer in (encoder, decoder) for module in layer.modules()}
+    try:
+        with torch.no_grad():
+            _, state = encoder.eval()(torch.zeros(1, 1, encoder_size))
+            decoder.eval()(torch.zeros(1, 1, decoder_size), state)
+    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+        raise ValueError(
+            f"The decoder ({type(decoder).__name__}) cannot start from the encoder's ({type(encoder).__name__}) state: "
+            f"choose layers whose states have the same form and size. {error}"
+        ) from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 class _AdditiveAttention(nn.Module):

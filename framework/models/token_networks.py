@@ -146,8 +146,19 @@ class TokenNetwork(nn.Module):
                 f"`tokens` must have {self.ids_per_token} id(s) per token, got the shape {list(tokens.shape)}. "
                 "Build the network with the data module's ids_per_token."
             )
-        x = self.embedding(tokens)
+        x = embed("tokens", self.embedding, tokens)
         return self.dropout(x.flatten(2) if tokens.dim() == 3 else x)
+
+
+def embed(name: str, embedding: nn.Embedding, ids: Tensor) -> Tensor:
+    """Embed ids; where PyTorch finds one without an embedding (on a CPU), raise a ValueError that says which."""
+    try:
+        return embedding(ids)
+    except IndexError as error:
+        raise ValueError(
+            f"`{name}` must be ids from 0 to {embedding.num_embeddings - 1}, got {int(ids.min())} to {int(ids.max())}. "
+            "Build the network with the data module's vocab_size and output_size."
+        ) from error
 
 
 def check_factory(name: str, made_by: object) -> None:

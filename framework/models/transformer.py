@@ -9,16 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from algornn.memory.associations import clear_masked, keep_valid
-from algornn.models.attention import GeometricAttention, MultiHeadAttention, RelativeAttention, sinusoids
+from algornn.models.attention import (
+    GeometricAttention,
+    MultiHeadAttention,
+    RelativeAttention,
+    check_probabilities,
+    check_sizes,
+    sinusoids,
+)
 
 
 class _Encoder(nn.Module):
     """Blocks that run over a whole sequence, each sees what the one before has made of all tokens."""
 
+    sees_both_sides: ClassVar[bool] = True  # it cannot be stepped, as a decoder has to be
+
     def __init__(self, block: Callable[[], nn.Module], blocks: int, layers: int) -> None:
         super().__init__()
-        if layers < 1:
-            raise ValueError(f"`layers` must be at least 1, got {layers}.")
         self.layers = layers
         self.blocks = nn.ModuleList([block() for _ in range(blocks)])
 
@@ -99,6 +106,8 @@ class Transformer(_Encoder):
     ) -> None:
         check_choice("positions", positions, ("absolute", "relative", "none"))
         check_choice("scaling", scaling, ("TEU", "PED", "none"))
+        check_sizes(input_size=input_size, layers=layers, feedforward_size=feedforward_size)
+        check_probabilities(dropout=dropout, attention_dropout=attention_dropout)
         attend = RelativeAttention if positions == "relative" else MultiHeadAttention
 
         def block() -> nn.Module:
@@ -209,6 +218,10 @@ class NeuralDataRouter(_Encoder):
         test_layers: int | None = None,
     ) -> None:
         check_choice("attention", attention, ("geometric", "relative", "absolute_relative"))
+        check_sizes(input_size=input_size, layers=layers, feedforward_size=feedforward_size)
+        if test_layers is not None:
+            check_sizes(test_layers=test_layers)
+        check_probabilities(dropout=dropout, attention_dropout=attention_dropout, gate_dropout=gate_dropout)
         if not gate and attention != "geometric":
             raise ValueError(
                 f'`gate` must be True with attention="{attention}": without it this is UniversalTransformer(positions='

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from algornn.models.attention import MultiHeadAttention, Pair, RelativeAttention
+from algornn.models.attention import MultiHeadAttention, Pair, RelativeAttention, check_probabilities, check_sizes
+from algornn.models.token_networks import embed
 from algornn.models.transformer import Transformer, UniversalTransformer, feedforward
 
 # Keys and values of the source for every block, its mask (or none), and what every layer has seen of the target.
@@ -77,6 +78,9 @@ class TransformerSeq2Seq(_Vocabularies):
         shared: bool = False,
         tied: bool = True,
     ) -> None:
+        check_sizes(vocab_size=vocab_size, output_size=output_size, size=size, feedforward_size=feedforward_size)
+        check_sizes(encoder_layers=encoder_layers, decoder_layers=decoder_layers)
+        check_probabilities(dropout=dropout)
         super().__init__(vocab_size, output_size, size, tied)
         encoder = UniversalTransformer if shared else Transformer
         self.encoder = encoder(size, encoder_layers, heads, feedforward_size, dropout, dropout, positions, scaling)
@@ -109,7 +113,7 @@ class TransformerSeq2Seq(_Vocabularies):
     def start(self, source: Tensor, source_mask: Tensor | None = None) -> State:
         """Return the state before the first token of the target, nested tuples of tensors, all batch first."""
         _check_ids("source", source, "[B, S]", 2)
-        memory = self.encoder(self.source_embedding(source), None, source_mask)[0]
+        memory = self.encoder(embed("source", self.source_embedding, source), None, source_mask)[0]
         read = tuple(cast(_DecoderBlock, block).source_attention.keys_values(memory) for block in self.decoder)
         nothing = read[0][0][:, :, :0]
         return read, () if source_mask is None else (source_mask,), ((nothing, nothing),) * self.decoder_layers
@@ -133,7 +137,7 @@ class TransformerSeq2Seq(_Vocabularies):
     def _decode(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """Logits ``[B, T, V]`` after each of T more tokens, and the state after them."""
         memory, mask, pasts = state
-        y = self.encoder.add_positions(self.target_embedding(tokens), pasts[0][0].shape[2])
+        y = self.encoder.add_positions(embed("target", self.target_embedding, tokens), pasts[0][0].shape[2])
         seen = []
         for n, past in enumerate(pasts):
             block = n % len(self.decoder)

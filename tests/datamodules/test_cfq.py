@@ -124,6 +124,12 @@ def test_too_many_words_are_refused(tiny, monkeypatch):
         ("{}", r"mcd1\.json: expected an object with lists of numbers trainIdxs, devIdxs and testIdxs"),
         ("[", r"mcd1\.json: expected an object"),
         ('{"trainIdxs": [0], "devIdxs": [1], "testIdxs": [2]}', r"mcd1\.json: expected \(30, 3, 2\) indices"),
+        ('{"trainIdxs": ["word"], "devIdxs": [1], "testIdxs": [2]}', r"mcd1\.json: .* \(.*'word' is no whole number"),
+        ('{"trainIdxs": [[0, 1]], "devIdxs": [1], "testIdxs": [2]}', r"mcd1\.json: .* is no whole number"),
+        ('{"trainIdxs": [0], "devIdxs": [5.7], "testIdxs": [2]}', r"mcd1\.json: .*5\.7 is no whole number"),
+        ('{"trainIdxs": [0], "devIdxs": "56", "testIdxs": [2]}', r"mcd1\.json: .*'5' is no whole number"),
+        ('{"trainIdxs": [0, 0], "devIdxs": [1], "testIdxs": [2]}', r"mcd1\.json: .* found 0 more than once"),
+        ('{"trainIdxs": [0], "devIdxs": [1], "testIdxs": [1]}', r"mcd1\.json: .* found 1 more than once"),
     ],
 )
 def test_bad_split_file_is_named(tiny, split, message):
@@ -167,6 +173,35 @@ def test_compressed_dataset_is_read(tiny):
         file.write((tiny / "dataset.json").read_text())
     (tiny / "dataset.json").unlink()
     assert len(CFQ(data_dir=tiny, val_size=4, iid_size=5).examples("test")) == 2
+
+
+@pytest.mark.parametrize("line", ["5", "[1, 2]", '{"a": 1, "b": 2}', '["a", "b", "c"]', '"ab"'])
+def test_bad_line_of_pairs_is_named(tiny, line):
+    write(tiny)
+    (tiny / "pairs.jsonl").write_text(f'["Who?", "SELECT"]\n{line}\n')
+    with pytest.raises(ValueError, match=r"pairs\.jsonl, line 2: expected a list of a question and its query, two te"):
+        CFQ(data_dir=tiny).dataset("test")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(json.dumps([example(1)]).encode())[:-20], "expected a complete gzip file"),
+        (b"no gzip", "expected a complete gzip file"),
+        (gzip.compress(b'[{"questionPatternModEntities": "\xff"}]'), "expected UTF-8 text"),
+    ],
+)
+def test_damaged_compressed_dataset_is_named(tiny, content, message):
+    write(tiny)
+    (tiny / "dataset.json").unlink()
+    (tiny / "dataset.json.gz").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"dataset\.json\.gz is damaged: {message}"):
+        CFQ(data_dir=tiny).dataset("test")
+
+
+def test_val_and_iid_must_leave_training_examples(tiny):
+    with pytest.raises(ValueError, match="val_size and iid_size are 20 and 10, expected fewer together than the 30"):
+        CFQ(data_dir=write(tiny), val_size=20, iid_size=10).dataset("train")
 
 
 def test_bad_arguments_are_refused():

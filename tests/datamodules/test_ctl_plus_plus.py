@@ -206,3 +206,9 @@ def test_more_sequences_than_there_are_are_refused():
     data = CTLPlusPlus("parallel_branch_2stage", train_size=10_000_000, test_size=10)
     with pytest.raises(ValueError, match="There are 8454656 sequences to choose from, expected 10000020; ask for few"):
         data.dataset("train")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_fewer_sequences_than_lengths_are_drawn(size):
+    data = CTLPlusPlus("alternate", train_size=size, test_size=size, pairs=False)
+    assert [len(data.dataset(stage)) for stage in ("train", "val", "test", "self_loop", "all")] == [size] * 5

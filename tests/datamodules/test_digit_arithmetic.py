@@ -155,10 +155,19 @@ def test_double_addition_can_hold_pairs_out():
         ),
         (AddMul, {"held_out": "some"}, TypeError, "held_out must be a number, not 'some'"),
         (AddMul, {"train_size": 0}, ValueError, "train_size must be at least 1"),
+        (AddMul, {"batch_size": True}, TypeError, "batch_size must be a whole number, not True"),
         (DoubleAddition, {"split": "same_out"}, ValueError, "did you mean 'same_output'"),
         (DoubleAddition, {"only": 2}, ValueError, "only is the pair that is shown, expected None, 0 or 1, not 2"),
+        (DoubleAddition, {"only": True}, TypeError, "only must be a whole number, not True"),
     ],
 )
 def test_bad_arguments_are_refused(make, wrong, error, message):
     with pytest.raises(error, match=message):
         make(**wrong)
+
+
+@pytest.mark.parametrize("make", [AddMul, DoubleAddition])
+def test_a_stage_without_a_problem_is_named(make):
+    data = make(held_out=0.999, train_size=100, test_size=10)
+    with pytest.raises(ValueError, match=r"held_out=0\.999 leaves no problem in stage 'val' of .*; choose a smaller"):
+        data.dataset("val")

@@ -167,7 +167,22 @@ def test_damaged_files_are_refused(tmp_path, line, message):
         ListOps("official", data_dir=tmp_path).dataset("test")
 
 
-def test_official_training_file_is_read_or_asked_for(nowhere):
+@pytest.mark.parametrize("change", [lambda lines: lines[:50], lambda lines: [*lines, lines[-1]]])
+def test_files_that_are_not_the_published_ones_are_refused(tmp_path, listops_dir, change):
+    lines = read_text(find([listops_dir], "test_d20s.tsv")).splitlines(keepends=True)
+    (tmp_path / "test_d20s.tsv").write_text("".join(change(lines)))
+    with pytest.raises(ValueError, match=r"test_d20s\.tsv is not the published file: expected sha256 71335416"):
+        ListOps("official", data_dir=tmp_path).dataset("test")
+
+
+@pytest.mark.parametrize("stage", ["train", "test"])
+def test_empty_files_are_called_empty(tmp_path, stage):
+    (tmp_path / f"{stage}_d20s.tsv").write_text("")
+    with pytest.raises(ValueError, match=rf"{stage}_d20s\.tsv is empty, expected the lists of ListOps"):
+        ListOps("official", data_dir=tmp_path).dataset(stage)
+
+
+def test_official_training_file_is_read_or_asked_for(nowhere, monkeypatch):
     data = ListOps("official", data_dir=nowhere, test_size=2, batch_size=4)
     with pytest.raises(FileNotFoundError, match=r"train_d20s.tsv .* fetch it by hand from https.*split 'balanced'"):
         data.dataset("train")
@@ -175,6 +190,9 @@ def test_official_training_file_is_read_or_asked_for(nowhere):
         data.dataset("test")
     lines = "".join(f"{i}\t( ( ( [MIN {i} ) 9 ) ] )\n" for i in range(8))
     (nowhere / "train_d20s.tsv.gz").write_bytes(gzip.compress(lines.encode()))
+    with pytest.raises(ValueError, match=r"train_d20s\.tsv\.gz has 8 lists, expected the 90000 of the published"):
+        data.dataset("train")
+    monkeypatch.setattr("algornn.datamodules.listops.TRAIN_SIZE", 8)
     train, val = ({x.target for x in data.examples(stage)} for stage in ("train", "val"))
     assert (len(train), len(val), len(train | val)) == (6, 2, 8)
     assert next(iter(data.train_dataloader())).tokens.shape == (4, 4)

@@ -76,6 +76,7 @@ def test_missing_file_is_named(nowhere):
         ({"levels": ["easy"]}, "did you mean 'train-easy'"),
         ({"levels": "train-easy"}, "levels is a list of 'train-easy', 'train-medium', 'train-hard', at least one"),
         ({"levels": []}, "at least one, not"),
+        ({"levels": ["train-easy", "train-easy"]}, "levels must be different ones, not .*; name each once"),
         ({"val_size": 0}, "val_size must be at least 1"),
     ],
 )

@@ -179,6 +179,7 @@ def test_the_published_training_lines_are_used_where_they_are(sets, pcfgset_dir,
         ),
         ("copy A1 X21", "A1 X21", r"test\.src, line 2: expected a letter, ',' or the end of the line, found 'X21'"),
         ("copy A1", "B1", r"test\.src, line 2: expected the target 'B1', its meaning, in 'copy A1'"),
+        ("copy " * 5_000 + "A1", "A1", r"test\.src, line 2: expected fewer functions inside each other, in 'copy copy"),
         ("copy A1", "A1\nA1", r"test\.tgt, line 3: expected a line for it in .*test\.src, which ends before"),
         ("copy A1", "A1", r"test\.src is not the published file: expected sha256 65af9357"),
     ],
@@ -191,9 +192,10 @@ def test_damaged_files_are_named(nowhere, source, target, message):
         PCFGSet(data_dir=nowhere).dataset("test")
 
 
-def test_damaged_unrolled_file_is_named(nowhere):
+@pytest.mark.parametrize("line", ["rolled\tcopy A1\tA1", "unrolled\tcopy A1\t", "original\tcopy A1\t "])
+def test_damaged_unrolled_file_is_named(nowhere, line):
     (nowhere / "localism").mkdir()
-    (nowhere / "localism" / "unrolled_test.tsv").write_text("unrolled\tcopy A1\tA1\nrolled\tcopy A1\tA1\n")
+    (nowhere / "localism" / "unrolled_test.tsv").write_text(f"unrolled\tcopy A1\tA1\n{line}\n")
     with pytest.raises(ValueError, match=r"unrolled_test\.tsv, line 2: expected 'unrolled' or 'original', a tab"):
         PCFGSet("localism", nowhere).dataset("test")
 

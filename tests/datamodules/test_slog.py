@@ -107,13 +107,15 @@ def test_damaged_archive_is_named(tiny):
     ("name", "text", "message"),
     [
         ("dev", f"{GOOD}A cat ran .\trun\n", r"dev\.tsv, line 3: expected '<sentence><TAB><logical form><TAB><type>'"),
+        ("dev", GOOD.replace("\n", "\r\n"), r"dev\.tsv, line 1: expected no carriage return .* found '\\r' in"),
+        ("dev", f"\ufeff{GOOD}", r"dev\.tsv, line 1: expected no carriage .* byte order mark, found '\\ufeff' in"),
         ("gen", f"{GEN}A cat ran .\trun\tin_distribution\n", r"gen\.tsv, line 18: expected .* and a known type"),
         ("test", GOOD * 2, r"test\.tsv has {'in_distribution': 4} lines, expected {'in_distribution': 2}"),
         ("gen", GEN.replace("PP_5-12", "PP_3"), r"gen\.tsv has {'PP_3': 2, 'CP_3': 1.* lines, expected {'PP_3': 1"),
     ],
 )
 def test_wrong_file_is_named(tiny, name, text, message):
-    (tiny / "varfree_LF" / f"{name}.tsv").write_text(text)
+    (tiny / "varfree_LF" / f"{name}.tsv").write_bytes(text.encode())
     with pytest.raises(ValueError, match=message):
         SLOG(data_dir=tiny, password="secret").dataset("train")
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tiny_runs import TINY, curve
 
 import algornn
 from algornn import cli, recipes
+from algornn.predictions import in_words
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,7 @@ def test_a_trained_run_needs_only_its_folder_and_stays_as_it_is(run, command, gi
     before = content(run)
     path = {"run_dir": run, "config": run / "config.yaml"}[given]
     assert cli.main([command, f"--{given}", str(path)]) == 0
+    shutil.rmtree(run / "predictions", ignore_errors=True)
     assert content(run) == before
     assert ("names (OOD)" in capsys.readouterr().out) == (command == "test")
 
@@ -113,6 +116,56 @@ def test_a_start_that_fails_leaves_no_run_behind(run, tmp_path, capsys):
     assert cli.main([*args, "--data.batch_size", "1000"]) == 2
     assert "choose a smaller batch_size" in capsys.readouterr().err
     assert cli.main([*args, "--test_after_fit", "false"]) == 0
+
+
+def test_nulls_of_a_configuration_are_kept(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    args = ["--trainer.max_steps=3", "--trainer.val_check_interval=2", "--checkpoint.monitor=null"]
+    folder = tmp_path / "run"
+    assert cli.main(["fit", "--config", str(tmp_path / "tiny.yaml"), "--run_dir", str(folder), *args]) == 0
+    assert yaml.safe_load((folder / "config.yaml").read_text())["checkpoint"]["monitor"] is None
+    before = json.loads((folder / "metrics.json").read_text())
+    assert before["selection"] == "last step"
+    assert cli.main(["test", "--run_dir", str(folder)]) == 0
+    after = json.loads((folder / "metrics.json").read_text())
+    assert (after["selection"], after["stages"]) == (before["selection"], before["stages"])
+
+
+def test_a_later_test_of_other_weights_says_so(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    file = tmp_path / "run" / "metrics.json"
+    assert json.loads(file.read_text())["selection"] == "val/sequence_accuracy"
+    assert cli.main(["test", "--run_dir", str(tmp_path / "run"), "--ckpt_path", "last"]) == 0
+    assert json.loads(file.read_text())["selection"] == "last step"
+
+
+def test_a_start_that_failed_at_its_first_batch_does_not_block_its_folder(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    args = ["fit", "--config", str(tmp_path / "tiny.yaml"), "--run_dir", str(tmp_path / "run"), "--trainer.max_steps=2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(algornn.QuestionAnswering, "training_step", lambda *_: {}["wrong"])
+        with pytest.raises(KeyError):
+            cli.main(args)
+    assert (tmp_path / "run" / "config.yaml").is_file()
+    assert cli.main([*args, "--test_after_fit", "false"]) == 0
+
+
+def test_predictions_are_written_once_per_example(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    assert cli.main(["predict", "--run_dir", str(tmp_path / "run")]) == 0
+    files = sorted((tmp_path / "run" / "predictions").iterdir())
+    assert [file.name for file in files] == ["longer.jsonl", "names.jsonl", "pairs.jsonl", "test.jsonl"]
+    rows = [json.loads(line) for line in files[-1].read_text().splitlines()]
+    assert [row["id"] for row in rows] == list(range(151))
+    assert f"151 predictions: {files[-1]}" in capsys.readouterr().out
+
+
+def test_predictions_are_in_the_words_of_the_data():
+    words = ("<pad>", "<eos>", "JUMP", "WALK")
+    assert in_words([2, 3, 1, 0, 0], words) == ["JUMP", "WALK"]
+    assert in_words([2, 3], words) == ["JUMP", "WALK"]
+    assert in_words(3, words) == "WALK"
+    assert in_words([2, 1], None) == [2, 1]
 
 
 def test_a_run_that_stops_before_its_first_step_begins_anew(tmp_path, monkeypatch):
@@ -238,6 +291,36 @@ def test_an_override_reaches_what_interpolates_it(capsys, tmp_path, monkeypatch)
         cli.main(["fit", "--config", "mine.yaml", "--data.batch_size", "6", "--print_config"])
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["model"]["init_args"]["model"]["init_args"]["role_size"] == 6
+
+
+NETWORKS = """
+import torch
+from torch import nn
+
+class OnlySizes(nn.Module):
+    def __init__(self, vocab_size, sentence_length):
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, vocab_size)
+    def forward(self, story, query, mask=None):
+        return self.embedding(query).sum(1)
+"""
+
+
+def test_a_network_of_sizes_alone_trains_and_is_found_from_its_run_folder(tmp_path, monkeypatch, capsys):
+    (tmp_path / "only_sizes.py").write_text(NETWORKS)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    args = ["--model.model=only_sizes.OnlySizes", "--trainer.max_steps=2", "--trainer.val_check_interval=2"]
+    assert cli.main(["fit", "--config", "tiny.yaml", "--run_dir", "runs/own", *args]) == 0, capsys.readouterr().err
+    assert cli.main(["test", "--run_dir", "runs/own"]) == 0, capsys.readouterr().err
+
+
+def test_a_name_that_torch_has_too_means_ours():
+    args = ["--config", "quickstart", "--model.model.layer", "GRU", "--model.model.encoder=LSTM", "--data", "GRU"]
+    assert cli.resolve_recipes(args)[2:] == [
+        "--model.model.layer", "algornn.GRU", "--model.model.encoder=algornn.LSTM", "--data", "GRU",
+    ]  # fmt: skip
 
 
 def test_list_names_every_model_probe_split_and_recipe(capsys):

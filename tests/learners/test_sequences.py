@@ -55,6 +55,64 @@ class LastLetter(LabelledSequenceDataModule):
         return LabelledDataset(self.vocabulary, self.outputs, self.groups, tokens, lengths, label, lengths > 3)
 
 
+class Half(SequenceToSequence):
+    """What one of two processes does with its half of a batch; `others` is the number of the other one's terms."""
+
+    others = torch.tensor(0.0)
+    trainer = type("Trainer", (), {"world_size": 2})()
+
+    def all_gather(self, n):
+        return torch.stack([n, self.others])
+
+
+def test_two_processes_have_the_gradient_of_one():
+    batch = next(iter(Reversal("reversal", batch_size=16).val_dataloader()["val"]))
+    torch.manual_seed(0)
+    model = Seq2Seq(6, 6, layer=partial(LSTM, hidden_size=8), embedding_size=6).double()
+    whole = SequenceToSequence(model)
+    halves = [type(batch)(*(field[rows] for field in batch)) for rows in (slice(0, 5), slice(5, 16))]
+    counts = [half.target_mask.sum() for half in halves]
+    assert counts[0] / 5 != counts[1] / 11  # the mean of the two means is another number
+    expected = torch.autograd.grad(whole.loss(model, batch), list(model.parameters()))
+    gradients = []
+    for rank, half in enumerate(halves):
+        learner = Half(model)
+        learner._trainer = Half.trainer
+        learner.others = counts[1 - rank].double()
+        gradients.append(torch.autograd.grad(learner.shared_out(learner.loss(model, half), half), model.parameters()))
+    for right, one, two in zip(expected, *gradients, strict=True):
+        torch.testing.assert_close((one + two) / 2, right, rtol=1e-12, atol=1e-14)
+
+
+def test_one_process_has_its_loss_as_it_is():
+    learner = SequenceToSequence(Seq2Seq(6, 6, layer=partial(LSTM, hidden_size=8), embedding_size=6))
+    loss = torch.tensor(2.0)
+    assert learner.shared_out(loss, None) is loss
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_a_fused_optimizer_is_clipped_under_bfloat16(tmp_path, algorithm):
+    learner = SequenceToSequence(
+        Seq2Seq(6, 6, layer=partial(LSTM, hidden_size=8), embedding_size=6), partial(torch.optim.Adam, fused=True)
+    )
+    seen = []
+    learner.on_before_optimizer_step = lambda _: seen.extend(float(p.grad.norm()) for p in learner.parameters())
+    clip = {"gradient_clip_val": 1e-5, "gradient_clip_algorithm": algorithm}
+    fit = trainer(tmp_path, precision="bf16-mixed", max_steps=1, **clip)
+    fit.fit(learner, Reversal("reversal", batch_size=16))
+    before = max(seen)
+    clipped = [p.grad for p in learner.parameters()]
+    norm = float(torch.stack([g.norm() for g in clipped]).norm())
+    largest = max(float(g.abs().max()) for g in clipped)
+    assert before > 1e-4
+    assert (norm if algorithm == "norm" else largest) <= 1.001e-5
+
+
+def test_a_network_that_is_no_classifier_is_refused():
+    with pytest.raises(TypeError, match="takes 'target' second: take SequenceClassifier"):
+        SequenceClassification(Seq2Seq(6, 6))
+
+
 def trainer(root, **settings):
     settings = {
         "max_epochs": -1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False,
@@ -240,3 +298,23 @@ def test_data_for_another_learner_are_named(tmp_path):
 def test_a_model_that_cannot_decode_is_named():
     with pytest.raises(TypeError, match="`model` must have start and step to decode, Linear lacks start"):
         SequenceToSequence(nn.Linear(2, 2))
+
+
+def test_a_source_of_ones_own_is_encoded_and_what_is_written_decoded():
+    data = Reversal("reversal")
+    batch = data.encode("a b c", "d")
+    assert [[data.vocabulary[i] for i in row] for row in batch.source.tolist()] == [
+        ["a", "b", "c", "<eos>"], ["d", "<eos>", "<pad>", "<pad>"],
+    ]  # fmt: skip
+    assert batch.source_mask.sum(1).tolist() == [4, 2]
+    written = fresh().eval().predict_step(batch, 0)
+    assert all(isinstance(data.decode(row), list) for row in written)
+    assert data.decode(torch.tensor([2, 3, 1, 0])) == ["d", "c"]
+    with pytest.raises(ValueError, match=r"x, y: not in the vocabulary of Reversal\."):
+        data.encode("a y x")
+
+
+@pytest.mark.parametrize("shares", [0.5, "1", (None,)])
+def test_length_groups_are_shares(shares):
+    with pytest.raises(TypeError, match="`length_groups` must be a tuple of shares that sum to 1"):
+        fresh(length_groups=shares)

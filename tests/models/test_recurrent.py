@@ -87,3 +87,8 @@ def test_a_sequence_without_tokens_is_named():
 def test_dropout_between_layers_is_pytorchs():
     assert [LAYERS[name](4).network.dropout for name in ("lstm", "gru")] == [0, 0]
     assert LSTM(4, 6, 2, dropout=0.3).network.dropout == 0.3
+
+
+def test_ids_beyond_the_vocabulary_are_named():
+    with pytest.raises(ValueError, match=r"`tokens` must be ids from 0 to 5, got -1 to 6.*vocab_size"):
+        SequenceClassifier(6, 2, LSTM)(torch.tensor([[-1, 6]]))

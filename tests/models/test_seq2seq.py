@@ -6,7 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from algornn import GRU, LSTM, BidirectionalLSTM, DeltaNet, DeltaRNN, FastWeightBlocks, Seq2Seq
+from algornn import (
+    GRU,
+    LSTM,
+    BidirectionalLSTM,
+    DeltaNet,
+    DeltaRNN,
+    FastWeightBlocks,
+    NeuralDataRouter,
+    Seq2Seq,
+    Transformer,
+)
 from algornn.models.seq2seq import EOS_ID, greedy, shifted
 
 BLOCKS = partial(FastWeightBlocks, memory=partial(DeltaNet, heads=2), blocks=2)
@@ -51,6 +61,44 @@ def test_steps_give_the_logits_of_the_whole(name, pairs):
     model = network(name)
     source, target, mask = pairs
     torch.testing.assert_close(stepped(model, *pairs), model(source, target, mask), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"layer": partial(Transformer, heads=2)}, "must read in one direction, Transformer"),
+        ({"layer": partial(NeuralDataRouter)}, "must read in one direction, NeuralDataRouter"),
+        ({"layer": partial(BidirectionalLSTM, hidden_size=8)}, "must read in one direction, BidirectionalLSTM"),
+        ({"layer": GRU, "encoder": LSTM}, "cannot start from the encoder's"),
+        ({"layer": partial(LSTM, hidden_size=8), "encoder": partial(LSTM, hidden_size=4)}, "cannot start from"),
+        ({"layer": LSTM, "encoder": partial(Transformer, heads=2)}, "cannot start from the encoder's"),
+    ],
+)
+def test_a_decoder_that_cannot_write_is_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        Seq2Seq(9, 7, embedding_size=6, **settings)
+
+
+@every_network
+def test_the_constructor_leaves_the_training_mode(name):
+    assert all(module.training for module in Seq2Seq(9, 7, embedding_size=6, **NETWORKS[name]).modules())
+
+
+@every_network
+def test_a_source_of_padding_alone_gives_numbers(name, pairs):
+    model, (source, target, mask) = network(name), pairs
+    mask = mask.clone()
+    mask[1] = False
+    assert model(source, target, mask).isfinite().all()
+    assert greedy(model, source, mask, 3).isfinite().all()
+
+
+def test_sources_and_targets_have_at_least_one_token(pairs):
+    source, target, _ = pairs
+    with pytest.raises(ValueError, match="Every source must have at least one token"):
+        network("lstm")(source[:, :0], target)
+    with pytest.raises(ValueError, match="Every target must have at least one token"):
+        network("lstm")(source, target[:, :0])
 
 
 @every_network

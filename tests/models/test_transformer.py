@@ -364,6 +364,23 @@ def test_wrong_arguments_are_named():
         Transformer(D, layers=0)
 
 
+@pytest.mark.parametrize(
+    ("make", "wrong", "error", "message"),
+    [
+        (Transformer, {"layers": 1.5}, TypeError, "`layers` must be a whole number, got 1.5"),
+        (Transformer, {"feedforward_size": 0}, ValueError, "`feedforward_size` must be at least 1, got 0"),
+        (Transformer, {"attention_dropout": -1}, ValueError, "`attention_dropout` must be a probability, .* got -1"),
+        (UniversalTransformer, {"attention_dropout": 1.5}, ValueError, "`attention_dropout` must be .* got 1.5"),
+        (NeuralDataRouter, {"test_layers": 0}, ValueError, "`test_layers` must be at least 1, got 0"),
+        (NeuralDataRouter, {"test_layers": -3}, ValueError, "`test_layers` must be at least 1, got -3"),
+        (NeuralDataRouter, {"gate_dropout": 2}, ValueError, "`gate_dropout` must be a probability, .* got 2"),
+    ],
+)
+def test_sizes_and_probabilities_are_checked(make, wrong, error, message):
+    with pytest.raises(error, match=message):
+        make(D, **wrong)
+
+
 def test_constructors_begin_with_the_width():
     for cls in (Transformer, UniversalTransformer, NeuralDataRouter):
         assert next(iter(inspect.signature(cls).parameters)) == "input_size"

@@ -295,6 +295,21 @@ def test_wrong_arguments_are_named():
         model(source, target, MASK[:, :5])
 
 
+@pytest.mark.parametrize(("name", "size"), [("decoder_layers", 0), ("decoder_layers", -1), ("size", 0)])
+def test_sizes_are_checked(name, size):
+    with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got {size}"):
+        TransformerSeq2Seq(9, 7, **{name: size})
+
+
+def test_ids_beyond_the_vocabulary_are_named():
+    model = TransformerSeq2Seq(9, 7, size=16)
+    source, target = torch.tensor([[2, 8]]), torch.tensor([[6, 1]])
+    with pytest.raises(ValueError, match=r"`source` must be ids from 0 to 8, got 2 to 9.*vocab_size"):
+        model(source.clamp(2) + (source == 8), target)
+    with pytest.raises(ValueError, match=r"`target` must be ids from 0 to 6, got 0 to 7"):
+        model(source, target + (target == 6))
+
+
 def test_the_example_of_the_documentation():
     page = Path(__file__).parents[2] / "docs" / "models.md"
     example = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)[-1]

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from algornn.probes import FastWeightProbe, Probe, ProbeResult, WeightMaskProbe
 from algornn.probes.batches import Batches
-from algornn.probes.subject import copy_of
+from algornn.probes.model_copy import copy_of
 
 CPU = torch.device("cpu")
 

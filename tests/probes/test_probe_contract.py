@@ -2,21 +2,13 @@
 
 import pytest
 import torch
+from cases import CASES
 from lightning.pytorch import Callback
-from tiny_learner import Learner, MeanLoss, Recorder, loader, same, train
+from tiny_learner import Learner, Recorder, loader, same, train
 
 import algornn.probes
-from algornn.probes import ClusterabilityProbe, FastWeightProbe, ModuleUsageProbe, Probe, ReuseProbe, WeightMaskProbe
+from algornn.probes import Probe
 
-# One row per probe: small settings with which it can measure the learner of tiny_learner.
-CASES = {
-    MeanLoss: {},
-    ClusterabilityProbe: {"clusters": 3, "shuffles": 3, "restarts": 2},
-    FastWeightProbe: {},
-    ModuleUsageProbe: {"site": "head", "softmax": True},
-    ReuseProbe: {"sites": ["memory"], "label": "y"},
-    WeightMaskProbe: {"steps": 3, "repeats": 2},
-}
 each = pytest.mark.parametrize("kind", CASES, ids=lambda kind: kind.__name__)
 
 

@@ -1,0 +1,64 @@
+"""What the command line says of a mistake: one plain sentence, with the closest valid name."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+from jsonargparse import ArgumentError
+
+import algornn
+import algornn.datamodules
+import algornn.probes
+
+ROOMS: dict[str, tuple[ModuleType, type]] = {
+    "models": (algornn, torch.nn.Module),
+    "probes": (algornn.probes, algornn.probes.Probe),
+    "splits": (algornn.datamodules, algornn.datamodules.SplitDataModule),
+}
+
+# Lines of the parser's messages that only repeat what it tried.
+_PARSER_NOISE = re.compile(
+    r"Expected a path but|Expected a <class 'NoneType'>|Does not validate|Subtypes:|Errors:|Given value"
+    r"|Problem with given|Not a valid subclass|Subclass types|a class path|a dict"
+)
+
+# What to do about some of the parser's messages.
+_HINTS = {
+    "unrecognized": "--help lists all options",
+    "not accept": "--help lists all options",
+    "arguments are required": "give --config RECIPE, or the --run_dir of a run",
+}
+
+
+def plain_sentence(error: BaseException) -> str:
+    """Say what is wrong in one sentence; of the parser's many lines, the first that names the mistake."""
+    text = str(error).strip() or type(error).__name__
+    if not isinstance(error, ArgumentError) and not text.startswith("Does not validate"):
+        return text
+    key = ""
+    for line in (line.strip(" -") for line in text.splitlines()):
+        if found := re.match(r'Parser key "(.+?)"', line):
+            key = f"{found[1]}: "
+        elif found := re.search(r"Expected a dot import path string: (\S+)|Import path (\S+)", line):
+            name = found[1] or found[2]
+            known = [known for room, _ in ROOMS.values() for known in room.__all__]
+            if name in known:
+                return f"{key}{name} is a class of another kind. `algornn list models|probes|splits` shows all."
+            return f"{key}no class is named {name!r}{closest(name, known)}."
+        elif found := re.search(r"Multiple subclasses with name (\w+)", line):
+            return f"{key}several libraries have a class {found[1]}: write algornn.{found[1]}."
+        elif line and not _PARSER_NOISE.match(line):
+            line = re.sub(r"<class '([\w.]+)'>", r"\1", line.partition(". Got value: Namespace")[0])
+            return key + line + next((f" ({hint})" for part, hint in _HINTS.items() if part in line), "")
+    return text.splitlines()[0]
+
+
+def closest(name: str, known: Sequence[str]) -> str:
+    """Return a question that names the closest of the known names; nothing where none is close."""
+    names = {other.lower(): other for other in known}
+    close = difflib.get_close_matches(name.lower(), names, n=1)
+    return f" (did you mean {names[close[0]]!r}?)" if close else ""
