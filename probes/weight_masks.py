@@ -63,7 +63,8 @@ class WeightMaskProbe(Probe):
         masked: patterns of parameter names to mask, such as "encoder.*"; None: parameters of two dimensions or more,
             without those of embeddings and norms (and so without biases).
         score: `score(output, batch)`, correctness per example or its mean, 0 to 1; None: accuracy of the largest output
-            against y of batches (x, y) or the batch's field `y`, `answer` or `target`, where the shapes fit.
+            against y of batches (x, y) or the batch's field `y`, `answer`, `label` or `target`, where the shapes fit;
+            of sequences that is the share of right tokens, the target being read, and not exact match.
         control_network: learn masks on the network with scrambled weights, too; where they solve the sub-tasks, masks
             make a solution rather than find one. Doubles the cost.
         schedule: the other arguments of `Probe`. Sub-tasks found by `group` share `max_batches` batches.
@@ -84,13 +85,13 @@ class WeightMaskProbe(Probe):
         repeats: int = 1,
         masked: Sequence[str] | None = None,
         score: Callable[[Any, Any], Tensor] | None = None,
+        control_network: bool = False,
         **schedule: Any,
     ) -> None:
         if tasks is not None and not tasks:
             raise ValueError("tasks is empty: name at least one task, or leave it out to split batches by their group.")
         if isinstance(tasks, Mapping) and schedule.get("loader") is None:
             schedule["loader"] = next(iter(tasks.values()))
-        self.control_network: bool = schedule.pop("control_network", False)
         super().__init__(loss=loss, **schedule)
         for name, value in {"steps": steps, "lr": lr, "samples": samples, "repeats": repeats}.items():
             if value <= 0:
@@ -103,6 +104,7 @@ class WeightMaskProbe(Probe):
         self.repeats = repeats
         self.masked = masked
         self.score = score
+        self.control_network = control_network
 
     def measure(self, subject: Subject) -> ProbeResult:
         """Learn and evaluate every mask, then compare them."""
