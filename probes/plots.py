@@ -94,7 +94,7 @@ def _heatmap(axes: Axes, spec: dict[str, Any]) -> None:
     if len(spec["x"]) <= 24:
         for row, entries in enumerate(values):
             for column, value in enumerate(entries):
-                dark = math.isnan(value) or (value - low) < 0.6 * (high - low)
+                dark = math.isnan(value) or (value - low) < 0.5 * (high - low)
                 axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color="w" if dark else "k")
     _label(axes, "x", spec["x"])
     _label(axes, "y", spec["y"])
