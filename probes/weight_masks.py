@@ -84,13 +84,13 @@ class WeightMaskProbe(Probe):
         repeats: int = 1,
         masked: Sequence[str] | None = None,
         score: Callable[[Any, Any], Tensor] | None = None,
+        control_network: bool = False,
         **schedule: Any,
     ) -> None:
         if tasks is not None and not tasks:
             raise ValueError("tasks is empty: name at least one task, or leave it out to split batches by their group.")
         if isinstance(tasks, Mapping) and schedule.get("loader") is None:
             schedule["loader"] = next(iter(tasks.values()))
-        self.control_network: bool = schedule.pop("control_network", False)
         super().__init__(loss=loss, **schedule)
         for name, value in {"steps": steps, "lr": lr, "samples": samples, "repeats": repeats}.items():
             if value <= 0:
@@ -103,6 +103,7 @@ class WeightMaskProbe(Probe):
         self.repeats = repeats
         self.masked = masked
         self.score = score
+        self.control_network = control_network
 
     def measure(self, subject: Subject) -> ProbeResult:
         """Learn and evaluate every mask, then compare them."""
