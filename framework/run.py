@@ -238,7 +238,7 @@ def _name(network: Any) -> str:
 
 def _selection(trainer: Any) -> str:
     """Say how the tested weights were chosen: what was monitored, or that they are the last."""
-    last = Path(str(trainer.ckpt_path or "")).name == "last.ckpt"
+    last = Path(str(getattr(trainer, "ckpt_path", None) or "")).name == "last.ckpt"
     return "last step" if last else getattr(trainer.checkpoint_callback, "monitor", None) or "last step"
 
 
