@@ -10,7 +10,7 @@ import lightning as L
 import torch.distributed as dist
 from torch import Tensor
 
-EOS_ID = 1  # ends a predicted sequence of words
+from algornn.models.seq2seq import EOS_ID
 
 
 class PredictionWriter(L.Callback):

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from algornn.probes.batches import Batches
-from algornn.probes.model_copy import copy_of, device_of
+from algornn.probes.model_copy import device_of
 from algornn.probes.result import ProbeResult
 from algornn.probes.subject import (
     Loss,
@@ -25,6 +25,7 @@ from algornn.probes.subject import (
     exchange,
     is_out_of_memory,
     isolated,
+    joint_copy,
     loss_of,
 )
 
@@ -120,7 +121,7 @@ class Probe(Callback):
         result, error = None, None
         with isolated(device, self.seed):
             try:
-                twin = copy_of(model)
+                twin = joint_copy(model, rank, world)
                 batches = Batches.of(loader, self.max_batches, self.seed, device)
                 generator = torch.Generator(device).manual_seed(self.seed)
                 loss = loss_of(twin, self.loss)

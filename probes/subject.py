@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from algornn.probes.batches import Batches
+from algornn.probes.model_copy import copy_of
 from algornn.probes.sites import activations
 
 Loss = Callable[[Callable[..., Any], Any], Tensor]
@@ -139,6 +140,27 @@ def exchange(value: Any, world: int, error: Exception | None = None) -> list[Any
         joint.out_of_memory = all(memory for _, _, memory in failures)
         raise joint from error
     return [entry for entry, _ in gathered]
+
+
+def joint_copy(model: nn.Module, rank: int, world: int) -> nn.Module:
+    """Copy a live model (see `copy_of`); the copies of all processes have the buffers of the first one's.
+
+    Data-parallel training lets running statistics differ: each process updates them with its own examples, until the
+    next forward takes over those of the first process.
+
+    Raises:
+        ProbeError: some process could not copy it (on a single process its own error is raised).
+    """
+    twin, buffers, error = model, list[Tensor](), None
+    try:
+        twin = copy_of(model)
+        buffers = list(twin.buffers())
+    except Exception as raised:
+        error = raised
+    first = exchange([_to_cpu(buffer) for buffer in buffers] if rank == 0 else None, world, error)[0]
+    for buffer, value in zip(buffers, first, strict=True):
+        buffer.copy_(value)
+    return twin
 
 
 def is_out_of_memory(error: Exception) -> bool:

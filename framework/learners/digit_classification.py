@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from algornn.learners.learner import Learner, Scored
-
-NO_TARGET = -100  # as `F.cross_entropy` ignores it
+from algornn.learners.token_tagging import NO_TARGET
 
 
 class DigitClassification(Learner):

@@ -388,14 +388,3 @@ def test_errors():
             cls(D, H)(tokens(dtype=torch.float32), MASK[:, :4])
     with pytest.raises(ValueError, match="both sides of every token; decode with RelativeAttention"):
         made("geometric")(tokens(), causal=True)
-
-
-@pytest.mark.parametrize("make", [MultiHeadAttention, RelativeAttention, GeometricAttention])
-def test_sizes_and_probabilities_are_checked(make):
-    for dropout in (-1, 1.5, float("nan")):
-        with pytest.raises(ValueError, match=f"`dropout` must be a probability, from 0 to 1, got {dropout}"):
-            make(8, dropout=dropout)
-    with pytest.raises(TypeError, match="`dropout` must be a probability, a number from 0 to 1, got 'x'"):
-        make(8, dropout="x")
-    with pytest.raises(ValueError, match="`size` must be at least 1, got 0"):
-        make(0)

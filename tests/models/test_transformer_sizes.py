@@ -2,7 +2,14 @@
 
 import pytest
 
-from algornn import NeuralDataRouter, Transformer, UniversalTransformer
+from algornn import (
+    GeometricAttention,
+    MultiHeadAttention,
+    NeuralDataRouter,
+    RelativeAttention,
+    Transformer,
+    UniversalTransformer,
+)
 
 
 def count(module):
@@ -50,3 +57,14 @@ def test_the_defaults_are_those_of_compositional_table_lookup():
 @pytest.mark.parametrize("layers", [2, 6])
 def test_parameters_of_a_deep_encoder(layers):
     assert count(Transformer(512, layers, 8, 2048)) == layers * layer_size(512, 2048)
+
+
+@pytest.mark.parametrize("make", [MultiHeadAttention, RelativeAttention, GeometricAttention])
+def test_sizes_and_probabilities_are_checked(make):
+    for dropout in (-1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=f"`dropout` must be a probability, from 0 to 1, got {dropout}"):
+            make(8, dropout=dropout)
+    with pytest.raises(TypeError, match="`dropout` must be a probability, a number from 0 to 1, got 'x'"):
+        make(8, dropout="x")
+    with pytest.raises(ValueError, match="`size` must be at least 1, got 0"):
+        make(0)
