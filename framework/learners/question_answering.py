@@ -58,17 +58,13 @@ class QuestionAnswering(Learner):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of a batch, computed by groups of similar story length."""
         parts = list(by_length(batch, self.length_groups, _TRIMS))
-        losses = [self._objective(part) * len(part.answer) for part in parts]
+        losses = [self.loss(self.model, part) * len(part.answer) for part in parts]
         loss = torch.stack(losses).sum() / len(batch.answer)
+        if self.reconstruction:
+            model: Any = self.model
+            loss = loss + self.reconstruction * model.reconstruction_loss(batch.story, batch.query)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
-
-    def _objective(self, part: Any) -> Tensor:
-        loss = self.loss(self.model, part)
-        if not self.reconstruction:
-            return loss
-        model: Any = self.model
-        return loss + self.reconstruction * model.reconstruction_loss(part.story, part.query)
 
     def scored(self, batch: Any) -> Iterator[Scored]:
         """Yield the scores of a batch by groups of similar story length."""

@@ -44,10 +44,16 @@ class SentenceEncoder(nn.Module):
                 f"sentences must have {len(self.position)} words (padded with 0), got {list(words.shape)}. "
                 "Build the model with the data module's sentence_length."
             )
-        # One table of all (position, word) products is smaller than the products of all words of a batch.
+        return F.embedding(self.entries(words), self.table().flatten(0, 1))
+
+    def table(self) -> Tensor:
+        """All products of a position's weights and a word, ``[W, V, V]``: fewer than the words of a batch."""
+        return (self.position / len(self.position))[:, None] * self.embedding.weight
+
+    def entries(self, words: Tensor) -> Tensor:
+        """Map word ids ``[..., W]`` to the entries of the flat table, in which word v at position w is w V + v."""
         W, V = self.position.shape
-        table = (self.position / W)[:, None] * self.embedding.weight
-        return F.embedding(words + V * torch.arange(W, device=words.device), table.flatten(0, 1))
+        return words + V * torch.arange(W, device=words.device)
 
 
 class TPRRNN(nn.Module):
@@ -114,9 +120,12 @@ class TPRRNN(nn.Module):
         """
         if self.reconstruction is None:
             raise TypeError("`reconstruction_loss` is a part of AID: build the model with aid=True.")
+        # What a word adds depends on nothing but itself and its place, so the table of both holds every term once.
+        table = self.encoder.table()
+        expected = torch.arange(table.shape[1], device=table.device).expand(len(table), -1)
+        losses = F.cross_entropy(self.reconstruction(table).flatten(0, 1), expected.flatten(), reduction="none")
         words = torch.cat([story, query[:, None]], 1)
-        logits = self.reconstruction(self.encoder.weighted(words))
-        return F.cross_entropy(logits.flatten(0, -2), words.flatten())
+        return F.embedding(self.encoder.entries(words), losses.flatten()[:, None]).mean()
 
     def fast_weights(self, story: Tensor, query: Tensor, mask: Tensor | None = None) -> Associations:
         """What the story wrote, for probes; see `TensorProductMemory.fast_weights`."""

@@ -1,12 +1,11 @@
 """AID: the attention against its equations as a loop, padding, and TPRRNN with it."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from algornn import TPRRNN, LSTMReader, QuestionAnswering
+from algornn.datamodules import StoryBatch
 from algornn.memory import AttentionDecomposition
 
 
@@ -42,7 +41,8 @@ def batch(vocab=11, words=4):
     story, query = torch.randint(1, vocab, (3, 5, words)), torch.randint(1, vocab, (3, words))
     story[:, :, -1] = query[:, -1] = 0
     mask = torch.arange(5) < torch.tensor([[5], [3], [1]])
-    return SimpleNamespace(story=story, query=query, mask=mask, answer=torch.tensor([2, 5, 9]))
+    answer, rows = torch.tensor([2, 5, 9]), torch.arange(3)
+    return StoryBatch(story, query, mask, answer, group=torch.zeros_like(rows), id=rows)
 
 
 def model(**options):
@@ -69,7 +69,7 @@ def test_reconstruction_is_the_mean_over_all_words_and_joins_the_loss():
     wanted = torch.stack(losses).mean()
     torch.testing.assert_close(network.reconstruction_loss(b.story, b.query), wanted)
 
-    learner = QuestionAnswering(network.eval(), reconstruction=0.5)
+    learner = QuestionAnswering(network.eval(), reconstruction=0.5, length_groups=(0.7, 0.3))
     learner.log = lambda *_, **__: None
     plain = F.cross_entropy(network(b.story, b.query, b.mask), b.answer)
     torch.testing.assert_close(learner.training_step(b, 0), plain + 0.5 * wanted)
