@@ -22,6 +22,7 @@ _PUBLISHED_SEEDS = {"train": 0x12345678, "test": 0x12345679, "val": 0x1234567A}
 _OPERATORS = ("add", "mul")
 _PAIRS = np.stack(np.divmod(np.arange(10_000), 100), axis=1)  # all pairs of numbers
 _STEPS = 3  # of a recurrent network for every pair
+_AT_ONCE = ("feedforward", "apart")  # splits of `DoubleAddition` without steps
 
 
 class DigitBatch(NamedTuple):
@@ -76,8 +77,9 @@ class DigitDataset(GroupedDataset):
         groups: Names of the groups.
         pairs: [n, P, 2], the numbers.
         operator: [n], 0 to add and 1 to multiply, all pairs of a problem alike.
-        layout: Where the digits are shown; the last digit of a problem is its operator.
-        asked: The pairs whose results are asked for.
+        group: [n], index into `groups`.
+        layouts: Where the digits of each group are shown; the last digit of a problem is its operator.
+        asked: The pairs whose results are asked for, of each group.
     """
 
     def __init__(
@@ -85,17 +87,18 @@ class DigitDataset(GroupedDataset):
         groups: tuple[str, ...],
         pairs: NDArray[np.int64],
         operator: NDArray[np.int64],
-        layout: Layout,
-        asked: Sequence[int],
+        group: NDArray[np.int64],
+        layouts: Sequence[Layout],
+        asked: Sequence[Sequence[int]],
     ) -> None:
-        self.groups, self.layout = groups, layout
+        self.groups, self.group, self.layouts = groups, group, layouts
         self.pairs, self.operator = pairs, operator
         first, second = pairs[..., 0], pairs[..., 1]
         self.result = np.where(operator[:, None] == 0, first + second, first * second) % 100
         self._digits = np.concatenate(
             [two_digits(pairs.reshape(len(pairs), 2 * pairs.shape[1])), operator[:, None].astype(np.uint8)], axis=1
         )
-        self._asked = np.repeat([pair in asked for pair in range(pairs.shape[1])], 2)
+        self._asked = np.repeat([[pair in some for pair in range(pairs.shape[1])] for some in asked], 2, axis=1)
 
     def __len__(self) -> int:
         """Number of problems."""
@@ -104,16 +107,18 @@ class DigitDataset(GroupedDataset):
     def __getitem__(self, index: int) -> DigitItem:
         """Problem `index`."""
         index = range(len(self))[index]
-        x = np.zeros(self.layout.shape, dtype=np.float32)
-        x.reshape(-1)[self.layout.place + self._digits[index, self.layout.digit]] = 1
-        target = np.where(self._asked, two_digits(self.result[index]).astype(np.int64), NO_TARGET)
-        return DigitItem(x, target, int(self.operator[index]), index)
+        group = int(self.group[index])
+        layout = self.layouts[group]
+        x = np.zeros(layout.shape, dtype=np.float32)
+        x.reshape(-1)[layout.place + self._digits[index, layout.digit]] = 1
+        target = np.where(self._asked[group], two_digits(self.result[index]).astype(np.int64), NO_TARGET)
+        return DigitItem(x, target, group, index)
 
     def example(self, index: int) -> Example:
         """Problem `index` as numbers and signs, and its results."""
         sign = "+*"[self.operator[index]]
         words = [word for a, b in self.pairs[index].tolist() for word in (str(a), sign, str(b))]
-        return Example(tuple(words), tuple(map(str, self.result[index].tolist())), self.groups[self.operator[index]])
+        return Example(tuple(words), tuple(map(str, self.result[index].tolist())), self.groups[self.group[index]])
 
 
 class DigitDataModule(SplitDataModule):
@@ -278,14 +283,16 @@ class AddMul(DigitDataModule):
             kept = operator == _OPERATORS.index(self.split)
             pairs, operator = pairs[kept], operator[kept]
         layout = Layout((42,), np.arange(5), 10 * np.arange(5))
-        return DigitDataset(self.groups, pairs, operator, layout, asked=(0,))
+        return DigitDataset(self.groups, pairs, operator, operator, (layout,) * 2, ((0,),) * 2)
 
 
 class DoubleAddition(DigitDataModule):
     """Two pairs of numbers below 100: both sums modulo 100 (Csordás et al. 2021, arXiv:2010.02066).
 
-    "feedforward" shows all eight digits at once, x [80]. The other splits are for recurrent networks, x [6, D]: three
-    steps for every pair.
+    "feedforward" shows all eight digits at once, x [80]. "apart" shows one pair at a time on its own units of x [80], as
+    the released feed-forward network is run: every problem is two examples, of the groups "first" and "second", and
+    the sum of the other pair is not asked for. The other splits are for recurrent networks, x [6, D]: three steps for
+    every pair.
 
     | split | x | the sums are read |
     |---|---|---|
@@ -296,11 +303,10 @@ class DoubleAddition(DigitDataModule):
     | "same_output" | both pairs all the time, D = 80 | each after its own steps, from the same units |
     | "same_io" | both pairs on the same units, D = 40 | each after its own steps, from the same units |
 
-    What is read where is up to the learner: `read_at`. The released feed-forward network is run once for every pair
-    with the other pair's units at 0, which `only` does for one of them.
+    What is read where is up to the learner: `read_at`.
 
     Args:
-        split: One of the table, or "feedforward".
+        split: One of the table, or "feedforward" or "apart".
         data_dir: Not used; there are no files.
         batch_size: Problems per batch and process.
         seed: Seed of the order of training, and of what is held out.
@@ -312,19 +318,20 @@ class DoubleAddition(DigitDataModule):
 
     Raises:
         TypeError: A size that is not whole, or a share that is no number.
-        ValueError: Unknown split, a size below 1, a share that is not at least 0 and below 1, or `only` besides 0, 1.
+        ValueError: Unknown split, a size below 1, a share that is not at least 0 and below 1, or `only` besides 0, 1 or
+            with the split "apart".
 
     Attributes:
-        groups: "add".
+        groups: "add"; "first" and "second" for "apart".
         input_size: D.
         output_size: Number of classes of every digit, 10.
         digits: 4, two for every sum.
-        read_at: The step after which the sum of each pair is read, (0, 0) for "feedforward".
+        read_at: The step after which the sum of each pair is read, (0, 0) for "feedforward" and "apart".
     """
 
     benchmark = "double_addition"
-    splits = ("feedforward", "together", "only_one", "only_one_io", "same_input", "same_output", "same_io")
-    groups = ("add",)
+    splits = ("feedforward", "apart", "together", "only_one", "only_one_io", "same_input", "same_output", "same_io")
+    groups: tuple[str, ...] = ("add",)
     digits = 4
 
     def __init__(
@@ -343,11 +350,15 @@ class DoubleAddition(DigitDataModule):
             check_whole(only=only)
         if only not in (None, 0, 1):
             raise ValueError(f"only is the pair that is shown, expected None, 0 or 1, not {only!r}.")
+        if split == "apart":
+            if only is not None:
+                raise ValueError('The split "apart" shows each pair alone; choose one by its group, without `only`.')
+            self.groups = ("first", "second")
         self.only = only
         self.input_size = 40 if split in ("same_input", "same_io") else 80
         last = 2 * _STEPS - 1
         self.read_at = (_STEPS - 1, last) if split in ("only_one_io", "same_output", "same_io") else (last, last)
-        if split == "feedforward":
+        if split in _AT_ONCE:
             self.read_at = (0, 0)
 
     def _published(self, draw: np.random.RandomState, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -360,15 +371,18 @@ class DoubleAddition(DigitDataModule):
         return pairs[draw.integers(len(pairs), size=(self.test_size, 2))], np.zeros(self.test_size, dtype=np.int64)
 
     def _dataset(self, pairs: NDArray[np.int64], operator: NDArray[np.int64]) -> DigitDataset:
-        asked = (0, 1) if self.only is None else (self.only,)
-        return DigitDataset(self.groups, pairs, operator, self._layout(asked), asked)
+        asked = [(0, 1) if self.only is None else (self.only,)]
+        if self.split == "apart":
+            pairs, operator, asked = pairs.repeat(2, axis=0), operator.repeat(2), [(0,), (1,)]
+        group = np.arange(len(pairs)) % len(asked)
+        return DigitDataset(self.groups, pairs, operator, group, [self._layout(shown) for shown in asked], asked)
 
     def _layout(self, shown: Sequence[int]) -> Layout:
-        steps = 1 if self.split == "feedforward" else 2 * _STEPS
+        steps = 1 if self.split in _AT_ONCE else 2 * _STEPS
         step, pair, digit = np.indices((steps, 2, 4)).reshape(3, -1)
         seen = np.isin(pair, shown)
         if self.split in ("only_one", "only_one_io", "same_input", "same_io"):
             seen &= pair == step // _STEPS
         unit = 10 * (digit if self.input_size == 40 else 4 * pair + digit)
-        shape = (80,) if self.split == "feedforward" else (steps, self.input_size)
+        shape = (80,) if self.split in _AT_ONCE else (steps, self.input_size)
         return Layout(shape, (4 * pair + digit)[seen], (step * self.input_size + unit)[seen])

@@ -112,7 +112,7 @@ def windows(split, both):
     return [early] * 3 + [late] * 3
 
 
-@pytest.mark.parametrize("split", DoubleAddition.splits)
+@pytest.mark.parametrize("split", [split for split in DoubleAddition.splits if split != "apart"])
 @pytest.mark.parametrize("only", [None, 0, 1])
 def test_double_addition_shows_pairs_in_their_windows(split, only):
     data = DoubleAddition(split, only=only, **SMALL)
@@ -131,6 +131,19 @@ def test_double_addition_shows_pairs_in_their_windows(split, only):
     assert data.input_size == (40 if split in ("same_input", "same_io") else 80)
     own = split in ("only_one_io", "same_output", "same_io")
     assert data.read_at == ((0, 0) if split == "feedforward" else (2, 5) if own else (5, 5))
+
+
+def test_pairs_apart_are_two_examples_of_every_problem_that_show_one_pair_each():
+    data, whole = DoubleAddition("apart", **SMALL), DoubleAddition(**SMALL)
+    assert (data.input_size, data.read_at, data.groups) == (80, (0, 0), ("first", "second"))
+    dataset, problems = data.dataset("val"), list(whole.examples("val"))
+    assert len(dataset) == 2 * len(problems) == 1000
+    for i in range(40):
+        pairs, _, results = numbers(problems[i // 2])
+        p, item = i % 2, dataset[i]
+        assert (item.id, item.group, data.examples("val")[i].group) == (i, p, data.groups[p])
+        assert shown(torch.from_numpy(item.x)) == [*pairs[0], None, None] if p == 0 else [None, None, *pairs[1]]
+        assert read(torch.from_numpy(item.target)) == [result if q == p else None for q, result in enumerate(results)]
 
 
 def test_double_addition_can_hold_pairs_out():
@@ -158,6 +171,7 @@ def test_double_addition_can_hold_pairs_out():
         (AddMul, {"batch_size": True}, TypeError, "batch_size must be a whole number, not True"),
         (DoubleAddition, {"split": "same_out"}, ValueError, "did you mean 'same_output'"),
         (DoubleAddition, {"only": 2}, ValueError, "only is the pair that is shown, expected None, 0 or 1, not 2"),
+        (DoubleAddition, {"split": "apart", "only": 0}, ValueError, "choose one by its group, without `only`"),
         (DoubleAddition, {"only": True}, TypeError, "only must be a whole number, not True"),
     ],
 )
