@@ -289,10 +289,10 @@ class AddMul(DigitDataModule):
 class DoubleAddition(DigitDataModule):
     """Two pairs of numbers below 100: both sums modulo 100 (Csordás et al. 2021, arXiv:2010.02066).
 
-    "feedforward" shows all eight digits at once, x [80]. "apart" shows one pair at a time on its own units of x [80], as
-    the released feed-forward network is run: every problem is two examples, of the groups "first" and "second", and
-    the sum of the other pair is not asked for. The other splits are for recurrent networks, x [6, D]: three steps for
-    every pair.
+    "feedforward" shows all eight digits at once, x [80]. "apart" shows one pair at a time on its own units of x [80],
+    as the released feed-forward network is run: every problem is two examples, of the groups "first" and "second",
+    and the sum of the other pair is not asked for. The other splits are for recurrent networks, x [6, D]: three steps
+    for every pair.
 
     | split | x | the sums are read |
     |---|---|---|

@@ -53,7 +53,7 @@ def main(args: list[str]) -> None:
     path = (config.out or config.run_dir or Path()) / "probes" / probe.name / f"step={step}.json"
     if path.exists():
         raise FileExistsError(f"{path} holds a result already. Choose another --out, or another --probe.name.")
-    result = probe.run(model.to(config.device), loader)
+    result = probe.run(model.to(config.device), loader, path.parent)
     result.save(path, name=probe.name, step=step)
     print(f"{text_of(result)}\n\nresult: {path}" + "".join(f"\npicture: {p}" for p in drawn(result, path)))
 

@@ -70,6 +70,26 @@ class MaskLearning:
             self.adam.step()
         return self.logits
 
+    def state(self, done: int, generator: torch.Generator) -> dict[str, Any]:
+        """What `resume` needs after `done` steps."""
+        return {
+            "done": done,
+            "logits": self.logits,
+            "adam": self.adam.state_dict(),
+            "grouped": self.grouped,
+            "generator": generator.get_state(),
+        }
+
+    def resume(self, state: dict[str, Any] | None, generator: torch.Generator) -> int:
+        """Go on from a `state`, bit for bit, and return the number of steps that it had done; 0 without one."""
+        if state is None:
+            return 0
+        self.logits.copy_(state["logits"])
+        self.adam.load_state_dict(state["adam"])
+        self.grouped = state["grouped"]
+        generator.set_state(state["generator"])
+        return int(state["done"])
+
     def gradient(self, batch: Any, generator: torch.Generator) -> Tensor:
         """The gradient of L: the mean over sampled masks, each on a slice of the batch, and the penalty's constant."""
         size = size_of(batch)

@@ -100,12 +100,16 @@ class Probe(Callback):
         Outside of `subject.map` the method must do the same on every process.
         """
 
-    def run(self, model: nn.Module, loader: Iterable[Any] | None = None) -> ProbeResult:
+    def run(
+        self, model: nn.Module, loader: Iterable[Any] | None = None, folder: str | Path | None = None
+    ) -> ProbeResult:
         """Measure any model without a Trainer; the numbers are those that the Trainer would log.
 
         Args:
             model: any module; it is not changed. The measurement runs on the model's device and this process alone.
             loader: the data; None: the `loader` of the constructor.
+            folder: where a long measurement keeps what it has so far, so that the same call goes on after an
+                interruption; None: nowhere.
 
         Raises:
             ValueError: there is no loader.
@@ -113,10 +117,12 @@ class Probe(Callback):
         loader = self.loader if loader is None else loader
         if loader is None:
             raise ValueError(f"{type(self).__name__}.run needs data: pass loader=..., any iterable of batches.")
-        self.result = self._measure(model, loader)
+        self.result = self._measure(model, loader, folder)
         return self.result
 
-    def _measure(self, model: nn.Module, loader: Iterable[Any], rank: int = 0, world: int = 1) -> ProbeResult:
+    def _measure(
+        self, model: nn.Module, loader: Iterable[Any], folder: str | Path | None, rank: int = 0, world: int = 1
+    ) -> ProbeResult:
         device = device_of(model)
         result, error = None, None
         with isolated(device, self.seed):
@@ -125,7 +131,8 @@ class Probe(Callback):
                 batches = Batches.of(loader, self.max_batches, self.seed, device)
                 generator = torch.Generator(device).manual_seed(self.seed)
                 loss = loss_of(twin, self.loss)
-                result = self.measure(Subject(twin, batches, loss, device, generator, self.seed, rank, world))
+                place = None if folder is None else Path(folder)
+                result = self.measure(Subject(twin, batches, loss, device, generator, self.seed, rank, world, place))
             except ProbeError:
                 raise
             except Exception as raised:
@@ -195,7 +202,8 @@ class Probe(Callback):
             self._skip(trainer, "its budget is spent")
             return
         try:
-            result = self._measure(pl_module, self._loader(trainer), trainer.global_rank, trainer.world_size)
+            folder = self._folder(trainer)
+            result = self._measure(pl_module, self._loader(trainer), folder, trainer.global_rank, trainer.world_size)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -238,8 +246,10 @@ class Probe(Callback):
         self._log(trainer, {**scalars, "seconds": self._seconds, **counts})
         if trainer.is_global_zero:
             step = trainer.global_step
-            path = Path(trainer.default_root_dir) / "probes" / self.name / f"step={step}.json"
-            result.save(path, name=self.name, step=step, seconds=self._seconds)
+            result.save(self._folder(trainer) / f"step={step}.json", name=self.name, step=step, seconds=self._seconds)
+
+    def _folder(self, trainer: Trainer) -> Path:
+        return Path(trainer.default_root_dir) / "probes" / self.name
 
     def _log(self, trainer: Trainer, scalars: dict[str, float]) -> None:
         for logger in trainer.loggers if trainer.is_global_zero else []:

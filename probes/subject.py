@@ -7,6 +7,7 @@ import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ class Subject:
         seed: seeds `generator` and, together with the item's index, the generator of each item of `map`.
         rank: index of this process.
         world: number of processes.
+        folder: where a long measurement may keep what it has so far (see `algornn.probes.unfinished`); None: nowhere.
     """
 
     model: nn.Module
@@ -54,6 +56,7 @@ class Subject:
     seed: int = 0
     rank: int = 0
     world: int = 1
+    folder: Path | None = None
 
     def map(self, function: Callable[[Any, torch.Generator], Any], items: Iterable[Any]) -> list[Any]:
         """Apply `function(item, generator)` to every item, shared out over the processes.

@@ -24,7 +24,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
+from algornn.probes import unfinished
 from algornn.probes.batches import Batches, size_of
 from algornn.probes.controls import scrambled
 from algornn.probes.mask_learning import INIT, MaskLearning, masked_call
@@ -32,8 +34,11 @@ from algornn.probes.mask_overlap import SCRAMBLED, overlap_report
 from algornn.probes.probe import Probe
 from algornn.probes.result import ProbeResult
 from algornn.probes.subject import Subject
+from algornn.probes.unfinished import Unfinished
 
 UNMASKED, CONTROL = "unmasked", "control"
+_SLICE = 50  # steps between two looks at the clock
+_PATIENCE = 5.0  # seconds before a progress bar appears
 _HALVES = 4  # random halves of the layers that the half-mask control averages over
 _UNMASKABLE = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
@@ -128,6 +133,7 @@ class WeightMaskProbe(Probe):
 
         with torch.backends.cudnn.flags(enabled=False):  # cuDNN has no gradient for recurrent layers in eval mode
             found = dict(zip(jobs, subject.map(learned, jobs), strict=True))
+        unfinished.clear(subject.folder)
         sizes = {name: weight.numel() for name, weight in weights[""].items()}
         rows = {(name, repeat): row for (network, name, repeat), row in found.items() if not network}
         control = {name: row for (network, name, _), row in found.items() if network}
@@ -136,11 +142,24 @@ class WeightMaskProbe(Probe):
     def learn(
         self, subject: Subject, batches: Sequence[Any], weights: dict[str, Tensor], generator: torch.Generator
     ) -> Tensor:
-        """Learn the logits ``[P]`` of all weights, in their order, on batches drawn with replacement."""
+        """Learn the logits ``[P]`` of all weights, in their order, on batches drawn with replacement.
+
+        With a folder, what is learned so far is kept in it, and an interrupted measurement goes on from there.
+        """
         batches = list(batches)
-        order = torch.randint(len(batches), (self.steps,), generator=generator, device=subject.device)
+        order = torch.randint(len(batches), (self.steps,), generator=generator, device=subject.device).tolist()
         learning = MaskLearning(subject, weights, self.lr, self.beta, self.samples)
-        return learning.advance(batches, order.tolist(), generator)
+        settings = (self.steps, self.lr, self.beta, self.samples)
+        kept = Unfinished(subject.folder, "mask", (settings, weights, batches, generator.get_state()))
+        done = learning.resume(kept.load(), generator)
+        looks = {"delay": _PATIENCE, "disable": None, "leave": False}
+        with tqdm(total=self.steps, initial=done, desc="mask", unit="step", **looks) as bar:
+            for start in range(done, self.steps, _SLICE):
+                learning.advance(batches, order[start : start + _SLICE], generator)
+                bar.update(min(_SLICE, self.steps - start))
+                if kept.due():
+                    kept.save(learning.state(min(self.steps, start + _SLICE), generator))
+        return learning.logits
 
     def _job(
         self,

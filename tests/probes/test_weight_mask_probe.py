@@ -1,13 +1,14 @@
 """WeightMaskProbe against networks whose modules are known, and its laws."""
 
 import math
+from functools import partialmethod
 
 import pytest
 import torch
 from tiny_learner import Learner, Rows, loader
 from torch import nn
 
-from algornn.probes import ProbeResult, WeightMaskProbe
+from algornn.probes import ProbeResult, WeightMaskProbe, unfinished
 from algornn.probes.mask_learning import INIT, MaskLearning, MaskSampler, masked_call
 from algornn.probes.mask_overlap import _failures, overlap
 from algornn.probes.subject import Subject, cross_entropy
@@ -95,6 +96,54 @@ def test_the_logit_of_an_idle_weight_falls_by_lr_in_each_step(steps, lr, beta):
     assert logits[:, M:] == pytest.approx(torch.full((2 * M, M), law), abs=1e-4)
     if steps > 1:
         assert logits[:M, :M].min() > law + 0.5 * lr  # the used ones do not follow it
+
+
+def test_an_interrupted_measurement_goes_on_to_the_same_masks(tmp_path, monkeypatch):
+    weight = matrix(2 * M, torch.Generator().manual_seed(0))
+    probe = WeightMaskProbe(block_tasks(weight), relative_error, steps=300, beta=1e-3)
+    whole = probe.run(linear(weight))
+    monkeypatch.setattr(unfinished, "SECONDS", 0.0)
+    advance, steps = MaskLearning.advance, [0]
+
+    def counted(self, batches, order, generator, last):
+        steps[0] += len(order)
+        if steps[0] > last:
+            raise KeyboardInterrupt
+        return advance(self, batches, order, generator)
+
+    monkeypatch.setattr(MaskLearning, "advance", partialmethod(counted, last=450))  # in the middle of the second mask
+    with pytest.raises(KeyboardInterrupt):
+        probe.run(linear(weight), folder=tmp_path)
+    assert len(list(tmp_path.glob("unfinished/mask-*.pt"))) == 2
+    damaged = tmp_path / "unfinished" / "other.pt"
+    damaged.write_bytes(b"")
+    monkeypatch.setattr(MaskLearning, "advance", partialmethod(counted, last=math.inf))
+    steps[0] = 0
+    assert repr(probe.run(linear(weight), folder=tmp_path)) == repr(whole)
+    assert steps[0] == 3 * 300 - 450
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("change", ["weights", "data", "settings", "damage"])
+def test_masks_of_another_measurement_are_not_taken_up(change, tmp_path, monkeypatch):
+    weight = matrix(2 * M, torch.Generator().manual_seed(0))
+    monkeypatch.setattr(unfinished, "SECONDS", 0.0)
+    monkeypatch.setattr(unfinished, "clear", lambda folder: None)
+    tasks, settings = block_tasks(weight), {"steps": 100, "beta": 1e-3}
+    WeightMaskProbe(tasks, relative_error, **settings).run(linear(weight), folder=tmp_path)
+    if change == "weights":
+        weight = weight + 1e-3
+    elif change == "data":
+        tasks["task 2"] = [(x + 1e-3, y) for x, y in tasks["task 2"]]
+        tasks["task 1"] = [(x + 1e-3, y) for x, y in tasks["task 1"]]
+    elif change == "settings":
+        settings["beta"] = 2e-3
+    else:
+        for file in tmp_path.glob("unfinished/*.pt"):
+            file.write_bytes(file.read_bytes()[:100])
+    fresh = WeightMaskProbe(tasks, relative_error, **settings).run(linear(weight))
+    again = WeightMaskProbe(tasks, relative_error, **settings).run(linear(weight), folder=tmp_path)
+    assert repr(again) == repr(fresh)
 
 
 def test_probability_of_a_sample_is_the_sigmoid():

@@ -1,0 +1,73 @@
+"""What a long measurement has so far, in a file, so that the same measurement goes on after an interruption."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+SECONDS = 30.0  # of work that an interruption may cost
+
+
+class Unfinished:
+    """One piece of work's file, ``<folder>/unfinished/<name>-<digest>.pt``; without a folder nothing is kept.
+
+    The digest is that of everything the work depends on, so what was begun for another model, other data or other
+    settings is never taken up.
+
+    Args:
+        folder: where the probe's results go.
+        name: of the work, for the reader of the folder.
+        key: what the work depends on: tensors, numbers and texts, nested in tuples, lists, dicts and named tuples.
+    """
+
+    def __init__(self, folder: Path | None, name: str, key: Any) -> None:
+        self.file = None if folder is None else folder / "unfinished" / f"{name}-{digest(key)[:16]}.pt"
+        self._saved = time.monotonic()
+
+    def load(self) -> Any:
+        """What `save` wrote last; None if there is nothing, or nothing that can be read."""
+        if self.file is None or not self.file.is_file():
+            return None
+        try:
+            return torch.load(self.file, weights_only=True)
+        except Exception:  # a file that a full disk cut short costs the work in it, not the measurement
+            return None
+
+    def due(self) -> bool:
+        """Whether `SECONDS` have gone since the last `save`."""
+        return self.file is not None and time.monotonic() - self._saved >= SECONDS
+
+    def save(self, value: Any) -> None:
+        """Write tensors, numbers and texts, all at once or not at all."""
+        if self.file is not None:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            partial = self.file.with_suffix(".part")
+            torch.save(value, partial)
+            partial.replace(self.file)
+        self._saved = time.monotonic()
+
+
+def clear(folder: Path | None) -> None:
+    """Remove what is unfinished in a folder: its measurement is complete."""
+    if folder is not None:
+        shutil.rmtree(folder / "unfinished", ignore_errors=True)
+
+
+def digest(key: Any) -> str:
+    """A hash of all leaves and of how they are nested."""
+    leaves, structure = tree_flatten(key)
+    found = hashlib.sha256(str(structure).encode())
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            found.update(f"{leaf.dtype}{list(leaf.shape)}".encode())
+            found.update(leaf.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            found.update(repr(leaf).encode())
+    return found.hexdigest()
