@@ -31,6 +31,7 @@ from torch import Tensor
 
 from algornn.probe_command import from_run
 from algornn.probes import WeightMaskProbe
+from algornn.probes.batches import Batches
 from algornn.probes.mask_overlap import SCRAMBLED
 
 TASKS, PUBLISHED_STEPS, BATCHES = ("add_mul", "double_addition"), 20_000, 800
@@ -59,12 +60,13 @@ def masked(run: Path, steps: int) -> dict[str, Any]:
     folder = run / f"masks-steps={steps}"
     file = folder / "result.json"
     if not file.is_file():
-        learner, loader, step = from_run(run, "last", "train")
-        probe = WeightMaskProbe(
-            steps=steps, repeats=2, score=all_digits, control_network=True, max_batches=BATCHES, loader=loader
-        )
+        learner, loader, step = from_run(run, "best", "train")
+        sample = Batches.of(loader, BATCHES, 0, torch.device("cpu"))
+        tasks = {name: list(batches) for name, batches in sample.by_group().items()}
+        probe = WeightMaskProbe(tasks, steps=steps, repeats=2, score=all_digits, control_network=True, max_batches=None)
         start = time.process_time()
-        probe.run(learner, folder=folder).save(file, step=step, seconds=time.process_time() - start)
+        result = probe.run(learner, tasks[min(tasks)], folder)
+        result.save(file, step=step, seconds=time.process_time() - start)
     return json.loads(file.read_text())
 
 

@@ -34,7 +34,7 @@ TOP_LEVEL = {*FOLDERS, "tests", "benchmarks", "results", "docs", ".ci", ".github
 MAY_IMPORT = {
     "algornn.triton_kernels": {"torch", "triton"},
     "algornn.datamodules": {"torch", "lightning", "numpy"},
-    "algornn.probes": {"torch", "lightning", "torchmetrics", "numpy", "scipy", "sklearn", "matplotlib"},
+    "algornn.probes": {"torch", "lightning", "torchmetrics", "numpy", "scipy", "sklearn", "matplotlib", "tqdm"},
     "algornn.memory": {"torch", "algornn.triton_kernels"},
     "algornn.models": {"torch", "algornn.memory"},
     "algornn.learners": {"torch", "lightning", "torchmetrics", "algornn.models"},

@@ -4,9 +4,12 @@ import pytest
 import torch
 from cases import CASES
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_learner import Learner, Recorder, loader, same, train
+from torch.utils.data import DataLoader
 
 import algornn.probes
+from algornn.checkpoints import RandomState
 from algornn.probes import Probe
 
 each = pytest.mark.parametrize("kind", CASES, ids=lambda kind: kind.__name__)
@@ -77,6 +80,25 @@ def test_run_gives_the_trainers_numbers_whatever_the_random_state(kind, tmp_path
     assert again.to_json() == logged.to_json()
     assert learner.training
     assert all(p.requires_grad for p in learner.parameters())
+
+
+@each
+def test_a_training_that_was_killed_and_resumed_measures_the_same(kind, tmp_path):
+    # All batches are alike: a loader without a state begins anew with its first.
+    rows = DataLoader([next(iter(loader()))] * 9, batch_size=None, collate_fn=lambda batch: batch)
+
+    def run(name, max_steps, **settings):
+        probe = kind(every_n_steps=4, **CASES[kind])
+        keep = ModelCheckpoint(tmp_path / name, "last", every_n_train_steps=5)
+        settings |= {"callbacks": [RandomState(), keep], "enable_checkpointing": True, "max_steps": max_steps}
+        train([probe], tmp_path / name, (rows, loader(31, seed=1)), **settings)
+        return probe
+
+    whole = run("whole", 8)
+    run("killed", 5)
+    resumed = run("resumed", 8, ckpt_path=tmp_path / "killed" / "last.ckpt")
+    assert whole.state_dict()["runs"] == resumed.state_dict()["runs"] == 2
+    assert resumed.result.to_json() == whole.result.to_json()
 
 
 @each
