@@ -69,20 +69,28 @@ class SeenPairs(TokenDataset):
 
 
 class UnseenPairs(TokenDataset):
-    """All of X2 with all of Y2 in 250 episodes: episode b gives each x the b-th word of its own order of Y2."""
+    """All of X2 with all of Y2 in 250 rounds: round b gives each x the b-th word of its own order of Y2.
 
-    def __init__(self, draw: np.random.Generator) -> None:
+    Args:
+        draw: Draws the orders.
+        pairs: Pairs of an episode; a round takes as many episodes as it needs, of which the last may be shorter.
+    """
+
+    def __init__(self, draw: np.random.Generator, pairs: int) -> None:
         super().__init__(_VOCABULARY, _VOCABULARY, _GROUPS)
         self._order = draw.permuted(np.tile(np.arange(_Y2, _Y2 + _SIZE), (_SIZE, 1)), axis=1)
+        self._x = [np.arange(_SIZE)[start : start + pairs] for start in range(0, _SIZE, pairs)]
 
     def __len__(self) -> int:
         """Number of episodes."""
-        return _SIZE
+        return _SIZE * len(self._x)
 
     def __getitem__(self, index: int) -> TokenItem:
         """Episode `index`."""
         index = range(len(self))[index]
-        return episode(np.arange(_X2, _X2 + _SIZE), self._order[:, index], np.arange(_SIZE), 1, index)
+        b, part = divmod(index, len(self._x))
+        x = self._x[part]
+        return episode(_X2 + x, self._order[x, b], np.arange(len(x)), 1, index)
 
 
 class SAR(TokenDataModule):
@@ -100,7 +108,8 @@ class SAR(TokenDataModule):
     drawn from those that it may be paired with. Episodes are drawn by index, never stored: the default `train_examples`
     is that of the release's 30,000 steps of 64. `test` is out of distribution and as released: 250 episodes of 250
     pairs, episode b gives each word of X2 the b-th of its own random order of Y2; X2 is told in a fixed order and asked
-    for in the same.
+    for in the same. So it also asks for more pairs at a time than training has; `test_pairs` cuts the episodes, with
+    all pairs kept, to ask for unseen pairs alone.
 
     The release uses English words with an embedding that is learnt; ids take their place. Its n is 100, the text of the
     paper says 30. Splits p=0, p=0.5 and p=1 are those of AID, p=0.1 and p=0.3 further ones of D3.
@@ -115,10 +124,11 @@ class SAR(TokenDataModule):
         pairs: n, at most 500.
         train_examples: Training episodes per epoch.
         val_examples: Episodes of `val`.
+        test_pairs: Pairs in an episode of `test`, at most 250.
 
     Raises:
         TypeError: A number that is not whole.
-        ValueError: Unknown split, a number below 1, or more than 500 pairs.
+        ValueError: Unknown split, a number below 1, more than 500 pairs, or more than 250 in an episode of `test`.
 
     Attributes:
         groups: "seen" (pairs of training) and "unseen".
@@ -140,18 +150,24 @@ class SAR(TokenDataModule):
         pairs: int = 100,
         train_examples: int = 1_920_000,
         val_examples: int = 250,
+        test_pairs: int = _SIZE,
     ) -> None:
         super().__init__(split, data_dir, batch_size, seed)
-        check_positive(pairs=pairs, train_examples=train_examples, val_examples=val_examples)
+        check_positive(pairs=pairs, train_examples=train_examples, val_examples=val_examples, test_pairs=test_pairs)
         if pairs > 2 * _SIZE:
             raise ValueError(f"pairs is the number of different words of X1 and X2, expected at most 500, not {pairs}.")
+        if test_pairs > _SIZE:
+            raise ValueError(
+                f"test_pairs is the number of different words of X2, expected at most 250, not {test_pairs}."
+            )
         self.pairs, self.train_examples, self.val_examples = pairs, train_examples, val_examples
+        self.test_pairs = test_pairs
         self.both = round(float(split.removeprefix("p=")) * _SIZE)
 
     def dataset_of(self, stage: str) -> TokenDataset:
         """The episodes of a stage."""
         if stage == "test":
-            return UnseenPairs(generator(self.benchmark, stage, self.seed))
+            return UnseenPairs(generator(self.benchmark, stage, self.seed), self.test_pairs)
         draws = ItemGenerators(self.benchmark, self.split, stage, self.seed, self.pairs)
         number = self.train_examples if stage == "train" else self.val_examples
         return SeenPairs(draws, number, self.pairs, self.both)

@@ -4,6 +4,7 @@ from collections import Counter
 from itertools import islice
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -82,6 +83,17 @@ def test_the_test_pairs_every_word_of_x2_with_every_word_of_y2_once():
     assert len(set(first)) < 200  # each word has an order of its own
 
 
+@pytest.mark.parametrize(("pairs", "episodes_per_round"), [(10, 25), (100, 3), (250, 1)])
+def test_shorter_episodes_of_the_test_have_the_same_pairs(pairs, episodes_per_round):
+    whole, cut = SAR().dataset("test"), SAR(test_pairs=pairs).dataset("test")
+    assert len(cut) == 250 * episodes_per_round
+    for b in (0, 7, 249):
+        parts = [cut[b * episodes_per_round + i].tokens for i in range(episodes_per_round)]
+        assert max(len(part) for part in parts) == 2 * pairs + 2
+        told = np.concatenate([part[1 : len(part) // 2, 1:] for part in parts])
+        assert told.tolist() == whole[b].tokens[1:251, 1:].tolist()
+
+
 def test_sizes_and_examples():
     data = SAR(pairs=2)
     assert (data.vocab_size, data.output_size) == (1003, 1003)
@@ -118,6 +130,7 @@ def test_episodes_depend_on_seed_and_stage_only_and_processes_share_batches():
     [
         ({"split": "p=0.2"}, ValueError, "split 'p=0.2' is unknown"),
         ({"pairs": 501}, ValueError, "at most 500, not 501"),
+        ({"test_pairs": 251}, ValueError, "at most 250, not 251"),
         ({"pairs": 0}, ValueError, "pairs must be at least 1, not 0"),
         ({"train_examples": 1.5}, TypeError, "train_examples must be a whole number"),
     ],
