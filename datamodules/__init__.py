@@ -9,6 +9,7 @@ from algornn.datamodules.cogs import COGS
 from algornn.datamodules.compositional_table_lookup import CompositionalTableLookup
 from algornn.datamodules.ctl_plus_plus import CTLPlusPlus
 from algornn.datamodules.digit_arithmetic import AddMul, DigitBatch, DigitDataModule, DoubleAddition
+from algornn.datamodules.graph_navigation import GraphBatch, GraphNavigation
 from algornn.datamodules.key_value import KeyValueBatch, KeyValueCapacity
 from algornn.datamodules.labelled_sequences import LabelledBatch, LabelledDataset, LabelledSequenceDataModule
 from algornn.datamodules.listops import ListOps
@@ -60,6 +61,8 @@ __all__ = [
     "DoubleAddition",
     "Example",
     "FilePairDataModule",
+    "GraphBatch",
+    "GraphNavigation",
     "GroupedDataset",
     "KeyValueBatch",
     "KeyValueCapacity",

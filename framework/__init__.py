@@ -1,6 +1,6 @@
 """The folder `framework` is the import package `algornn`: recurrent networks that learn algorithms.
 
-Models and learners are exported here, each exactly once; probes, data and operators have a room
+Models, learners and meta-learners are exported here, each exactly once; probes, data and operators have a room
 of their own: `algornn.probes`, `algornn.datamodules` and `algornn.triton_kernels`.
 """
 
@@ -32,6 +32,7 @@ from algornn.memory import (
     SoftmaxFeatures,
     TensorProductMemory,
 )
+from algornn.meta import ActorCritic, GraphWorld
 from algornn.models import (
     GRU,
     LSTM,
@@ -46,6 +47,7 @@ from algornn.models import (
     MemoryAugmentedLSTM,
     MultiHeadAttention,
     NeuralDataRouter,
+    RecurrentAgent,
     RelativeAttention,
     Seq2Seq,
     SequenceClassifier,
@@ -64,6 +66,7 @@ __all__ = [
     "GRU",
     "LSTM",
     "TPRRNN",
+    "ActorCritic",
     "BidirectionalLSTM",
     "DecomposedFastWeightMemory",
     "DeltaDelta",
@@ -79,6 +82,7 @@ __all__ = [
     "FeedForward",
     "GatedFastWeights",
     "GeometricAttention",
+    "GraphWorld",
     "KeyValueRetrieval",
     "KeyValueRetriever",
     "LSTMReader",
@@ -88,6 +92,7 @@ __all__ = [
     "MultiHeadAttention",
     "NeuralDataRouter",
     "QuestionAnswering",
+    "RecurrentAgent",
     "RecurrentDeltaNet",
     "RelativeAttention",
     "SelfReferentialMatrix",

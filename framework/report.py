@@ -8,6 +8,7 @@ import io
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from algornn.report_sweeps import sweep_curves, sweep_rows
@@ -82,14 +83,16 @@ def results(runs: Sequence[RunResults], errors: bool = True) -> Table:
         columns["of published steps"] = [fraction(run.budget) for run in runs]
     for stage, ood in sets:
         found = [run.accuracy(stage) if in_set(run, stage, ood) else None for run in runs]
+        if all(a is None for a in found) and any(run.measure(stage, "return") is not None for run in runs):
+            continue
         told = [f" ({percent(1 - a)})" if errors and a is not None else "" for a in found]
         columns[f"{set_name(stage, ood)} %{' (error)' if errors else ''}"] = [
             percent(a) + error for a, error in zip(found, told, strict=True)
         ]
-    for stage, ood in sets:
-        perplexities = [run.measure(stage, "perplexity") if in_set(run, stage, ood) else None for run in runs]
-        if any(found is not None for found in perplexities):
-            columns[f"{set_name(stage, ood)} perplexity"] = [number(found) for found in perplexities]
+    for measure, (stage, ood) in product(("perplexity", "return"), sets):
+        measured = [run.measure(stage, measure) if in_set(run, stage, ood) else None for run in runs]
+        if any(found is not None for found in measured):
+            columns[f"{set_name(stage, ood)} {measure}"] = [number(found) for found in measured]
     for group in apart:
         for stage, ood in sets:
             parts = [run.groups(stage).get(group) if group in run.incomplete else None for run in runs]
@@ -159,24 +162,33 @@ def probe_parts(runs: Sequence[RunResults]) -> Table:
 
 
 def published_against_measured(runs: Sequence[RunResults]) -> Table:
-    """Return published against measured error in percent, a row per recipe and published number, seeds together."""
+    """Return published against measured numbers, a row per recipe and published number, seeds together."""
     rows = []
     for recipe, changed in dict.fromkeys((run.recipe, tuple(run.changed)) for run in runs):
         same = [run for run in runs if (run.recipe, tuple(run.changed)) == (recipe, changed) and run.finished]
         for published in same[0].published if same else []:
             stage = str(published["stage"])
             over = str(published.get("over") or "groups")
-            errors = [100 * (1 - a) for run in same if (a := run.accuracy(stage, over)) is not None]
-            if errors:
-                spread = f" ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
-                measured = f"{statistics.fmean(errors):.2f}{spread} (n = {len(errors)})"
+            by_return = published["error"] is None
+            if by_return:
+                found = [r for run in same if (r := run.measure(stage, "return")) is not None]
+            else:
+                found = [100 * (1 - a) for run in same if (a := run.accuracy(stage, over)) is not None]
+            if found:
+                spread = f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else ""
+                measured = f"{statistics.fmean(found):.2f}{spread} (n = {len(found)})"
                 std, count = published.get("std"), published.get("runs")
-                told = f"{published['error']}" + (f" ± {std}" if std else "") + (f" (n = {count})" if count else "")
+                told = (
+                    f"{published['mean_return' if by_return else 'error']}"
+                    + (f" ± {std}" if std else "")
+                    + (f" (n = {count})" if count else "")
+                )
                 kind = "verified" if published.get("verified") else "recalled, no pass mark"
                 source = str(published.get("source") or "-")
-                name = f"{recipe}: {stage}" + (", over examples" if over == "examples" else "")
-                rows.append([name, told, measured, kind, verdict(published, errors, same), source])
-    return Table(["error %", "published", "measured", "published is", "verdict", "source"], rows)
+                name = f"{recipe}: {stage}" + (", return" if by_return else ", over examples" * (over == "examples"))
+                rows.append([name, told, measured, kind, verdict(published, found, same), source])
+    kinds = " or ".join(dict.fromkeys("return" if row[0].endswith(", return") else "error %" for row in rows))
+    return Table([kinds or "error %", "published", "measured", "published is", "verdict", "source"], rows)
 
 
 def sweeps(runs: Sequence[RunResults]) -> Table:
@@ -188,11 +200,11 @@ def sweeps(runs: Sequence[RunResults]) -> Table:
     return Table([measures, "published", "measured", "verdict"], rows, " ".join(sources))
 
 
-def verdict(published: dict, errors: Sequence[float], runs: Sequence[RunResults]) -> str:
-    """Compare measured errors (percent) with a published one, or say why they cannot be compared.
+def verdict(published: dict, found: Sequence[float], runs: Sequence[RunResults]) -> str:
+    """Compare measured errors (percent) or returns with a published one, or say why they cannot be compared.
 
-    The mark is the published mean plus two published standard deviations. Fewer steps than published, a recalled
-    number, groups left out, options changed by the command line or a note on the data give no verdict.
+    The mark is the published mean and two published standard deviations for the worse. Fewer steps than published, a
+    recalled number, groups left out, options changed by the command line or a note on the data give no verdict.
     """
     budgets = [run.budget for run in runs]
     smallest = min((budget for budget in budgets if budget is not None), default=None)
@@ -205,7 +217,11 @@ def verdict(published: dict, errors: Sequence[float], runs: Sequence[RunResults]
     against += [] if published.get("verified") else ["published number recalled"]
     if against:
         return f"none: {', '.join(against)}"
-    reached = statistics.fmean(errors) <= published["error"] + 2 * (published.get("std") or 0.0)
+    slack = 2 * (published.get("std") or 0.0)
+    if published["error"] is None:
+        reached = statistics.fmean(found) >= published["mean_return"] - slack
+    else:
+        reached = statistics.fmean(found) <= published["error"] + slack
     return "reproduced" if reached else "not reproduced"
 
 
@@ -236,8 +252,9 @@ def measurements(runs: Sequence[RunResults]) -> str:
         head = [run.label, run.model, run.data, run.seed, run.metrics.get("parameters"), run.steps, run.budget]
         for stage, result in run.stages.items():
             ood = bool(result.get("ood"))
-            writer.writerow([*head, stage, ood, "", "mean accuracy over groups", run.accuracy(stage, "groups")])
-            writer.writerow([*head, stage, ood, "", "accuracy over examples", result["sequence_accuracy"]])
+            told = {"mean accuracy over groups": run.accuracy(stage, "groups")}
+            told |= {"accuracy over examples": result.get("sequence_accuracy"), "return": run.measure(stage, "return")}
+            writer.writerows([*head, stage, ood, "", key, value] for key, value in told.items() if value is not None)
             writer.writerows([*head, stage, ood, name, "accuracy", a] for name, a in run.groups(stage).items())
         for probe, scalars in run.last_scalars().items():
             writer.writerows([*head, "", "", "", f"probe/{probe}/{name}", value] for name, value in scalars.items())

@@ -47,7 +47,7 @@ class Picture:
 
 def result_pictures(runs: Sequence[RunResults]) -> Iterator[Picture]:
     """Yield the runs side by side, accuracy in against out of distribution, and the groups of every run."""
-    tested = [run for run in runs if run.finished]
+    tested = [run for run in runs if run.finished and any(run.accuracy(stage) is not None for stage in run.stages)]
     if len(tested) > 1:
         yield picture("sets", "Mean accuracy on every test set.", set_bars, tested)
     if scattered := [run for run in tested if _in_and_out(run)]:
@@ -62,10 +62,12 @@ def result_pictures(runs: Sequence[RunResults]) -> Iterator[Picture]:
 
 
 def curve_pictures(runs: Sequence[RunResults]) -> Iterator[Picture]:
-    """Yield the learning curves: training loss and validation accuracy."""
+    """Yield the learning curves: training loss, validation accuracy or return."""
     for key, name, caption in (
         ("train/loss", "train_loss", "Training loss; pale: as logged, bold: mean of neighbouring points."),
         ("val/sequence_accuracy", "val_accuracy", "Validation accuracy, in distribution."),
+        ("val/return", "val_return", "Mean return of the validation episodes, in distribution."),
+        ("val_unseen/return", "val_unseen_return", "Mean return of the validation episodes in unseen worlds."),
     ):
         if curves := {run.label: run.curves[key] for run in runs if run.curves.get(key)}:
             yield picture(name, caption, learning_curve, curves, key)
@@ -199,10 +201,10 @@ def learning_curve(curves: dict[str, Curve], key: str) -> Figure:
     from matplotlib.ticker import LogLocator, NullLocator
 
     figure, axes = empty_figure(3.0)
-    loss = key.endswith("loss")
+    loss, accuracy = key.endswith("loss"), key.endswith("accuracy")
     for (label, points), colour in zip(curves.items(), cycle(COLOURS), strict=False):
         steps = [step for step, _ in points]
-        values = [value if loss else 100 * value for _, value in points]
+        values = [100 * value if accuracy else value for _, value in points]
         bold = running_mean(values, len(values) // 40) if loss else values
         axes.plot(steps, bold, color=colour, label=label, marker="o" if len(points) < 30 else "", markersize=3)
         if loss:
@@ -212,7 +214,9 @@ def learning_curve(curves: dict[str, Curve], key: str) -> Figure:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
-    axes.set(xlabel="step", ylabel="training loss (nats)" if loss else "validation accuracy (%)")
+    axes.set(
+        xlabel="step", ylabel="validation accuracy (%)" if accuracy else "training loss (nats)" if loss else "return"
+    )
     _count_steps(axes)
     if len(curves) > 1:
         figure.legend(loc="outside upper center")

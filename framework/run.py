@@ -26,16 +26,18 @@ class Published:
 
     Attributes:
         stage: the test set, such as ``test`` or ``sys``.
-        error: error in percent.
-        over: what it is a mean over, ``groups`` or ``examples``.
-        std: standard deviation over runs, in percent.
+        error: error in percent; or
+        mean_return: undiscounted return of an episode.
+        over: what an error is a mean over, ``groups`` or ``examples``.
+        std: standard deviation over runs, in percent or in return.
         runs: number of runs.
         verified: False where the number is recalled and so no pass mark.
         source: where it stands.
     """
 
     stage: str
-    error: float
+    error: float | None = None
+    mean_return: float | None = None
     std: float | None = None
     runs: int | None = None
     verified: bool = False

@@ -117,13 +117,15 @@ class RunResults:
 
     @property
     def published(self) -> list[dict[str, Any]]:
-        """The published numbers of the recipe that have a stage and an error."""
+        """The published numbers of the recipe that have a stage and an error or a return."""
         listed = _entry(self.config, "recipe", "published")
         numbered = [p for p in listed if isinstance(p, dict)] if isinstance(listed, list) else []
         numbered = [
-            p | {key: _number(p.get(key)) for key in ("error", "std", "runs")} for p in numbered if "stage" in p
+            p | {key: _number(p.get(key)) for key in ("error", "mean_return", "std", "runs")}
+            for p in numbered
+            if "stage" in p
         ]
-        return [p for p in numbered if p["error"] is not None]
+        return [p for p in numbered if p["error"] is not None or p["mean_return"] is not None]
 
     @property
     def max_steps(self) -> float:
@@ -145,7 +147,7 @@ class RunResults:
         return setting if isinstance(setting, dict) else {}
 
     def measure(self, stage: str, name: str) -> float | None:
-        """Return the ``loss`` or ``perplexity`` of a test set, or its ``error`` (1 less the accuracy)."""
+        """Return ``loss``, ``perplexity`` or ``return`` of a test set, or its ``error`` (1 less the accuracy)."""
         if name != "error":
             return _number(_entry(self.stages, stage, name))
         accuracy = self.accuracy(stage)
@@ -241,13 +243,13 @@ def _read_metrics(run: RunResults) -> dict[str, Any]:
     usable = {str(n): s for n, s in stages.items() if _usable(s)} if isinstance(stages, dict) else {}
     if metrics and (not isinstance(stages, dict) or len(usable) < len(stages)):
         run.notes.append(
-            f"{path} lacks the accuracy of some test sets; `algornn test --run_dir {run.folder}` writes it anew."
+            f"{path} lacks the results of some test sets; `algornn test --run_dir {run.folder}` writes it anew."
         )
     return metrics | {"stages": usable} if metrics else {}
 
 
 def _usable(stage: Any) -> bool:
-    return _number(_entry(stage, "sequence_accuracy")) is not None
+    return any(_number(_entry(stage, measure)) is not None for measure in ("sequence_accuracy", "return"))
 
 
 def _read_config(run: RunResults) -> dict[str, Any]:

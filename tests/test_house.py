@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "algornn.memory": {"torch", "algornn.triton_kernels"},
     "algornn.models": {"torch", "algornn.memory"},
     "algornn.learners": {"torch", "lightning", "torchmetrics", "algornn.models"},
-    "algornn.meta": {"torch", "lightning", "torchmetrics", "gymnasium", "algornn.models"},
+    "algornn.meta": {"torch", "lightning", "torchmetrics", "gymnasium", "algornn.models", "algornn.learners"},
     "algornn.recipes": {"yaml"},
 }
 # Imported in the function that needs them, never when the module is loaded.

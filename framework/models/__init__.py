@@ -1,5 +1,6 @@
 """Whole networks: story readers, token networks, and their baselines."""
 
+from algornn.models.agents import RecurrentAgent
 from algornn.models.attention import GeometricAttention, MultiHeadAttention, RelativeAttention
 from algornn.models.feed_forward import FeedForward
 from algornn.models.key_value import KeyValueRetriever
@@ -26,6 +27,7 @@ __all__ = [
     "MemoryAugmentedLSTM",
     "MultiHeadAttention",
     "NeuralDataRouter",
+    "RecurrentAgent",
     "RelativeAttention",
     "SentenceEncoder",
     "Seq2Seq",

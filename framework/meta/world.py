@@ -1,0 +1,73 @@
+"""Worlds: many episodes of reinforcement learning side by side, as tensors."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+# Constants of splitmix64 (Steele, Lea and Flood 2014) as signed numbers.
+_GAMMA, _FIRST, _SECOND = (value - 2**64 for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+class World(ABC):
+    """B episodes of one length that run side by side on the device of their batch.
+
+    Everything random in an episode comes from its seed by `chance`, so that it does not depend on the other episodes of
+    the batch, on the number of processes or on where a run was resumed.
+
+    Attributes:
+        length: number of steps T of an episode.
+        seed: ``[B]`` int64.
+        time: number of steps taken.
+    """
+
+    length: int
+    seed: Tensor
+    time: int = 0
+
+    @abstractmethod
+    def observe(self) -> Tensor:
+        """What the agents see, ``[B, D]`` float32."""
+
+    @abstractmethod
+    def step(self, action: Tensor) -> Tensor:
+        """Let the agents act, ``[B]`` int64, and return their rewards ``[B]`` float32."""
+
+    def chance(self, stream: int) -> Tensor:
+        """Numbers that are uniform in [0, 1), ``[B]`` float64, from (seed, time, stream) alone.
+
+        Stream 0 is that of the agents' actions, the others are the world's own.
+        """
+        return uniform(self.seed, self.time, stream)
+
+
+def uniform(seed: Tensor, time: int, stream: int) -> Tensor:
+    """Numbers uniform in [0, 1), float64, of the shape of `seed` (int64), by splitmix64 of (seed, time, stream)."""
+    word = _mixed(_mixed(_mixed(seed) + (time + 1) * _FIRST % 2**63) + (stream + 1) * _SECOND % 2**63)
+    return _shifted(word, 11).double() * 2.0**-53
+
+
+def pick(number: Tensor, choices: int) -> Tensor:
+    """Choose one of 0 to `choices` - 1 by a number in [0, 1)."""
+    return (number * choices).long().clamp(max=choices - 1)
+
+
+def other_than(taken: Tensor, number: Tensor, choices: int) -> Tensor:
+    """Choose one of 0 to `choices` - 1 besides `taken` by a number in [0, 1)."""
+    found = pick(number, choices - 1)
+    return found + (found >= taken)
+
+
+def _mixed(word: Tensor) -> Tensor:
+    """One round; int64 products wrap around as those of unsigned numbers do."""
+    word = word + _GAMMA
+    word = (word ^ _shifted(word, 30)) * _FIRST
+    word = (word ^ _shifted(word, 27)) * _SECOND
+    return word ^ _shifted(word, 31)
+
+
+def _shifted(word: Tensor, bits: int) -> Tensor:
+    """Shift to the right, zeros coming in, as for unsigned numbers."""
+    return torch.bitwise_right_shift(word, bits) & (2 ** (64 - bits) - 1)
