@@ -10,6 +10,7 @@ from algornn.datamodules.compositional_table_lookup import CompositionalTableLoo
 from algornn.datamodules.ctl_plus_plus import CTLPlusPlus
 from algornn.datamodules.digit_arithmetic import AddMul, DigitBatch, DigitDataModule, DoubleAddition
 from algornn.datamodules.graph_navigation import GraphBatch, GraphNavigation
+from algornn.datamodules.in_context_digits import InContextDigits, TaskBatch
 from algornn.datamodules.key_value import KeyValueBatch, KeyValueCapacity
 from algornn.datamodules.labelled_sequences import LabelledBatch, LabelledDataset, LabelledSequenceDataModule
 from algornn.datamodules.listops import ListOps
@@ -64,6 +65,7 @@ __all__ = [
     "GraphBatch",
     "GraphNavigation",
     "GroupedDataset",
+    "InContextDigits",
     "KeyValueBatch",
     "KeyValueCapacity",
     "LabelledBatch",
@@ -83,6 +85,7 @@ __all__ = [
     "StoryWorld",
     "StreamBatch",
     "StreamDataModule",
+    "TaskBatch",
     "TextFile",
     "TokenBatch",
     "TokenDataModule",

@@ -32,7 +32,7 @@ from algornn.memory import (
     SoftmaxFeatures,
     TensorProductMemory,
 )
-from algornn.meta import ActorCritic, GraphWorld
+from algornn.meta import VSML, ActorCritic, GraphWorld, InContextLearner, OnlineNetwork
 from algornn.models import (
     GRU,
     LSTM,
@@ -42,6 +42,7 @@ from algornn.models import (
     FastWeightBlocks,
     FeedForward,
     GeometricAttention,
+    InContextNetwork,
     KeyValueRetriever,
     LSTMReader,
     MemoryAugmentedLSTM,
@@ -66,6 +67,7 @@ __all__ = [
     "GRU",
     "LSTM",
     "TPRRNN",
+    "VSML",
     "ActorCritic",
     "BidirectionalLSTM",
     "DecomposedFastWeightMemory",
@@ -83,6 +85,8 @@ __all__ = [
     "GatedFastWeights",
     "GeometricAttention",
     "GraphWorld",
+    "InContextLearner",
+    "InContextNetwork",
     "KeyValueRetrieval",
     "KeyValueRetriever",
     "LSTMReader",
@@ -91,6 +95,7 @@ __all__ = [
     "MemoryAugmentedLSTM",
     "MultiHeadAttention",
     "NeuralDataRouter",
+    "OnlineNetwork",
     "QuestionAnswering",
     "RecurrentAgent",
     "RecurrentDeltaNet",

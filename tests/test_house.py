@@ -33,7 +33,7 @@ TOP_LEVEL = {*FOLDERS, "tests", "benchmarks", "results", "docs", ".ci", ".github
 # The table "who may import whom" of DESIGN.md: room -> the other rooms and the libraries that it may import.
 MAY_IMPORT = {
     "algornn.triton_kernels": {"torch", "triton"},
-    "algornn.datamodules": {"torch", "lightning", "numpy"},
+    "algornn.datamodules": {"torch", "lightning", "numpy", "sklearn"},
     "algornn.probes": {"torch", "lightning", "torchmetrics", "numpy", "scipy", "sklearn", "matplotlib", "tqdm"},
     "algornn.memory": {"torch", "algornn.triton_kernels"},
     "algornn.models": {"torch", "algornn.memory"},

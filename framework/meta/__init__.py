@@ -2,6 +2,9 @@
 
 from algornn.meta.actor_critic import ActorCritic
 from algornn.meta.graph_world import GraphWorld
+from algornn.meta.in_context import InContextLearner
+from algornn.meta.online import OnlineNetwork
+from algornn.meta.vsml import VSML
 from algornn.meta.world import World
 
-__all__ = ["ActorCritic", "GraphWorld", "World"]
+__all__ = ["VSML", "ActorCritic", "GraphWorld", "InContextLearner", "OnlineNetwork", "World"]

@@ -1,0 +1,147 @@
+"""Variable shared meta-learning: networks whose every weight is a small LSTM, all with the same parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_GATE_BIAS = 5.0  # added to the forget gates and taken from the input gates: states change slowly at first
+_LARGEST = 100.0  # of a class's score
+
+
+class Cells(NamedTuple):
+    """The states of all weights of one layer, ``[B, inputs, outputs, S]`` each."""
+
+    h: Tensor
+    c: Tensor
+
+
+class VSML(nn.Module):
+    r"""A network of dense layers in which the weight from unit a to unit b is an LSTM, and all LSTMs are the same.
+
+    Every weight has a state :math:`h_{ab}` of S numbers. Units exchange messages of M numbers: f forward, g backward.
+    In one tick, from the first layer to the last,
+
+    .. math::
+        h_{ab} \leftarrow \mathrm{LSTM}(h_{ab}; [f_a, g_b]), \qquad
+        f'_b = \tfrac{1}{A} \textstyle\sum_a F h_{ab}, \qquad g'_a = \tfrac{1}{B} \sum_b G h_{ab}
+
+    f' is the next layer's f, and g' the g of the layer before at the next tick. The first layer's :math:`f_a` begins
+    with the input :math:`x_a`; the last layer's :math:`f'_b` begins with the score of class b. An example takes two
+    ticks: one with g = 0 at the output, which gives the prediction, and one that tells the last layer :math:`\partial
+    loss / \partial score_b` and whether b is the class. The parameters, LSTM, F and G, do not depend on the sizes of
+    the network: what is meta-learnt with some inputs and classes runs with any.
+
+    Half of each cell begins with random numbers (truncated normal, over :math:`\sqrt{A}`), which tells the weights
+    apart; they come from `seed` and are the same for every stream and call.
+
+    Args:
+        input_size: numbers of an input.
+        output_size: number of classes.
+        hidden_sizes: units of the layers between.
+        state_size: S.
+        message_size: M, at least 2.
+        seed: of the first states.
+
+    The parameter count is 4 S (S + 2 M + 1) + 2 M (S + 1): 2,384 at the default sizes. Without hidden layers G is not
+    trained, for its messages go nowhere.
+
+    Source: Kirsch and Schmidhuber (2021), "Meta Learning Backpropagation And Improving It",
+    https://arxiv.org/abs/2012.14905, section 3, and the released code. Deviations: prediction and observation are a
+    tick each, and messages are not normalised.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        hidden_sizes: Sequence[int] = (),
+        state_size: int = 16,
+        message_size: int = 8,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.sizes = (input_size, *hidden_sizes, output_size)
+        if min(self.sizes) < 1:
+            raise ValueError(f"Every layer of VSML needs at least one unit, got sizes {self.sizes}.")
+        if message_size < 2:
+            raise ValueError(f"`message_size` must be at least 2, for the error and the class, got {message_size}.")
+        self.state_size, self.message_size, self.seed = state_size, message_size, seed
+        S, M = state_size, message_size
+        self.forward_in, self.backward_in = nn.Linear(M, 4 * S, bias=False), nn.Linear(M, 4 * S, bias=False)
+        self.recurrent = nn.Linear(S, 4 * S)
+        self.forward_out, self.backward_out = nn.Linear(S, M), nn.Linear(S, M)
+        for layer, fan_in in ((self.forward_in, S + 2 * M), (self.backward_in, S + 2 * M), (self.recurrent, S + 2 * M)):
+            nn.init.trunc_normal_(layer.weight, std=fan_in**-0.5)
+        for layer in (self.forward_out, self.backward_out):
+            nn.init.trunc_normal_(layer.weight, std=S**-0.5)
+            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.recurrent.bias)
+        self.backward_out.requires_grad_(bool(hidden_sizes))  # without hidden layers nobody reads its messages
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Learn from streams of examples, and predict each before its class is told.
+
+        Args:
+            x: inputs ``[B, T, D]``.
+            y: classes ``[B, T]``; the last one is not looked at.
+
+        Returns:
+            Logits ``[B, T, C]``, those of example t from inputs 1 to t and classes 1 to t - 1.
+        """
+        cells = self.first_cells(x)
+        backward = [x.new_zeros(len(x), size, self.message_size) for size in self.sizes[1:]]
+        logits = []
+        for t in range(x.shape[1]):
+            score = self.tick(cells, backward, x[:, t], None)
+            logits.append(score)
+            if t + 1 < x.shape[1]:
+                told = F.one_hot(y[:, t], score.shape[-1]).to(score.dtype)
+                self.tick(cells, backward, x[:, t], torch.stack([score.softmax(-1) - told, told], -1))
+        return torch.stack(logits, 1)
+
+    def first_cells(self, x: Tensor) -> list[Cells]:
+        """The first states of all layers for the streams of x ``[B, ...]``."""
+        generator, cells = torch.Generator().manual_seed(self.seed), []
+        for a, b in pairwise(self.sizes):
+            c = torch.zeros(a, b, self.state_size)
+            half = torch.empty(a, b, self.state_size // 2)
+            nn.init.trunc_normal_(half, std=a**-0.5, generator=generator)
+            c[..., : self.state_size // 2] = half
+            c = c.to(x).expand(len(x), -1, -1, -1)
+            cells.append(Cells(torch.zeros_like(c), c))
+        return cells
+
+    def tick(self, cells: list[Cells], backward: list[Tensor], x: Tensor, told: Tensor | None) -> Tensor:
+        """One tick of all layers, in place of the lists' entries.
+
+        Args:
+            cells: the states of all layers.
+            backward: the backward messages to the outputs of all layers, ``[B, outputs, M]`` each.
+            x: the input ``[B, D]``.
+            told: what the last layer is told, ``[B, C, 2]``; None: nothing.
+
+        Returns:
+            The classes' scores ``[B, C]``.
+        """
+        M = self.message_size
+        f = F.pad(x[..., None], (0, M - 1))
+        last = x.new_zeros(len(x), self.sizes[-1], M) if told is None else F.pad(told, (0, M - 2))
+        backward[-1] = last
+        sent = []
+        for layer, (old, g) in enumerate(zip(cells, backward, strict=True)):
+            gates = self.recurrent(old.h) + self.forward_in(f)[:, :, None] + self.backward_in(g)[:, None]
+            i, forget, o, new = gates.chunk(4, -1)
+            c = (forget + _GATE_BIAS).sigmoid() * old.c + (i - _GATE_BIAS).sigmoid() * new.tanh()
+            h = o.sigmoid() * c.tanh()
+            cells[layer] = Cells(h, c)
+            # The mean over weights before the linear map: the same, and much less to map.
+            f, back = self.forward_out(h.mean(1)), self.backward_out(h.mean(2))
+            sent.append(back)
+        backward[:-1] = sent[1:]
+        return _LARGEST * (f[..., 0] / _LARGEST).tanh()

@@ -1,0 +1,151 @@
+"""In-context learning: networks that predict before they are told, their scores, and the rules beside them."""
+
+import copy
+import json
+import math
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from algornn import LSTM, VSML, DeltaNet, InContextLearner, InContextNetwork, OnlineNetwork, cli
+from algornn.datamodules import InContextDigits
+from algornn.meta.in_context import StreamScores
+
+NETWORKS = {
+    "lstm": lambda: InContextNetwork(5, 3, partial(LSTM, hidden_size=8), embedding_size=8),
+    "deltanet": lambda: InContextNetwork(5, 3, partial(DeltaNet, heads=2), embedding_size=8),
+    "vsml": lambda: VSML(5, 3),
+    "deep vsml": lambda: VSML(5, 3, hidden_sizes=(4,), state_size=6, message_size=3),
+    "sgd": lambda: OnlineNetwork(5, 3, hidden_sizes=(4,)),
+    "adam": lambda: OnlineNetwork(5, 3, rule="adam"),
+}
+each = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
+
+
+def streams(B=4, T=6, D=5, C=3):
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(B, T, D, generator=generator), torch.randint(C, (B, T), generator=generator)
+    return SimpleNamespace(x=x, y=y, id=torch.arange(B), group=torch.zeros(B, dtype=torch.int64))
+
+
+@each
+def test_no_class_is_used_before_it_was_predicted_and_every_one_after(make):
+    torch.manual_seed(0)
+    network, b = make().double(), streams()
+    x = b.x.double()
+    logits = network(x, b.y)
+    assert logits.shape == (4, 6, 3)
+    changed = b.y.clone()
+    changed[:, 2] = (changed[:, 2] + 1) % 3
+    other = network(x, changed)
+    assert torch.equal(other[:, :3], logits[:, :3])
+    assert not torch.allclose(other[:, 3], logits[:, 3], atol=1e-12)
+    last = b.y.clone()
+    last[:, -1] = (last[:, -1] + 1) % 3
+    assert torch.equal(network(x, last), logits)
+    moved = x.clone()
+    moved[:, 3] += 1
+    assert torch.equal(network(moved, b.y)[:, :3], logits[:, :3])
+    assert not torch.allclose(network(moved, b.y)[:, 3], logits[:, 3], atol=1e-12) or "log_rate" in dict(
+        network.named_parameters()
+    )
+
+
+@each
+def test_streams_do_not_mix_and_every_parameter_is_trained(make):
+    torch.manual_seed(0)
+    network, b = make(), streams()
+    learner = InContextLearner(network)
+    torch.testing.assert_close(network(b.x, b.y)[1:2], network(b.x[1:2], b.y[1:2]), rtol=1e-4, atol=1e-5)
+    loss = learner.loss(network, b)
+    loss.backward()
+    trained = [p for p in network.parameters() if p.requires_grad]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in trained)
+    assert float(loss) == pytest.approx(float(F.cross_entropy(network(b.x, b.y).flatten(0, 1), b.y.flatten())))
+
+
+@pytest.mark.parametrize(("rule", "hidden"), [("sgd", (4,)), ("sgd", ()), ("adam", ())])
+def test_the_online_network_is_torchs_optimizer_on_every_stream(rule, hidden):
+    b, rate = streams(), 0.3
+    network = OnlineNetwork(5, 3, hidden_sizes=hidden, rule=rule, learning_rate=rate, seed=7).double()
+    with torch.no_grad():
+        found = network(b.x.double(), b.y)
+    for stream in range(4):
+        twin = copy.deepcopy(network.network).requires_grad_(True)
+        kind = torch.optim.SGD if rule == "sgd" else partial(torch.optim.Adam, eps=0)
+        optimizer = kind(twin.parameters(), lr=rate)
+        for t in range(6):
+            score = twin(b.x[stream, t].double())
+            torch.testing.assert_close(found[stream, t], score.detach(), rtol=1e-4, atol=1e-5)
+            optimizer.zero_grad()
+            F.cross_entropy(score, b.y[stream, t]).backward()
+            optimizer.step()
+
+
+def test_the_rate_is_found_by_training():
+    generator = torch.Generator().manual_seed(1)
+    learner = InContextLearner(OnlineNetwork(8, 4, learning_rate=1e-4))
+    optimizer = torch.optim.Adam(learner.parameters(), 0.3)
+    losses = []
+    for _ in range(25):
+        centres = torch.randn(16, 4, 8, generator=generator) * 2
+        y = torch.randint(4, (16, 20), generator=generator)
+        x = centres.take_along_dim(y[..., None], 1) + torch.randn(16, 20, 8, generator=generator)
+        loss = learner.loss(learner.model, SimpleNamespace(x=x, y=y))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[0] == pytest.approx(math.log(4), abs=0.05)
+    assert losses[-1] < 0.9
+    assert learner.model.log_rate.exp() > 1e-2
+
+
+def test_scores_by_examples_read():
+    scores = StreamScores(3, 4)
+    right = torch.tensor([[0, 1, 1, 1], [0, 0, 1, 0]]).bool()
+    scores.update(torch.tensor([0, 2]), right, torch.tensor([1.0, 3.0]))
+    scores.update(torch.tensor([2]), right[1:], torch.tensor([3.0]))
+    found = {key: float(value) for key, value in scores.compute().items()}
+    assert found == {
+        "loss": 2.0, "sequence_accuracy": 0.5, "mean_accuracy": 0.5, "examples": 2,
+        "accuracy_after_0": 0.0, "accuracy_after_1": 0.5, "accuracy_after_2": 1.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: OnlineNetwork(5, 3, rule="rmsprop"), "`rule` must be one of 'sgd', 'adam', got 'rmsprop'"),
+        (lambda: OnlineNetwork(5, 3, learning_rate=0), "`learning_rate` must be above 0"),
+        (lambda: VSML(5, 0), "at least one unit"),
+        (lambda: VSML(5, 3, message_size=1), "`message_size` must be at least 2"),
+    ],
+)
+def test_bad_arguments_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_recipes_train_and_test(tmp_path, capsys):
+    sizes = ["--data.init_args.length", "6", "--data.init_args.batch_size", "4", "--data.init_args.test_examples", "8"]
+    sizes += ["--trainer.max_steps", "2", "--trainer.val_check_interval", "1", "--trainer.enable_progress_bar", "false"]
+    for recipe in ("in_context_digits_deltanet", "in_context_digits_vsml", "in_context_digits_sgd"):
+        run = tmp_path / recipe
+        assert cli.main(["fit", "--config", recipe, "--run_dir", str(run), *sizes]) == 0
+        stages = json.loads((run / "metrics.json").read_text())["stages"]
+        assert {name: (stage["ood"], stage["examples"]) for name, stage in stages.items()} == {
+            "test": (True, 8), "unprojected": (True, 8),
+        }  # fmt: skip
+        assert "accuracy_after_5" in stages["test"]
+
+
+def test_streams_of_the_data_fit(tmp_path):
+    data = InContextDigits(batch_size=3, length=4)
+    learner = InContextLearner(NETWORKS["lstm"]())
+    learner.model = InContextNetwork(data.input_size, data.output_size, partial(LSTM, hidden_size=8), embedding_size=8)
+    batch = next(iter(data.train_dataloader()))
+    assert learner.predict_step(batch, 0).shape == (3, 4)
