@@ -1,10 +1,19 @@
 """Meta-learners, and the worlds that they act in."""
 
-from algornn.meta.actor_critic import ActorCritic
+from algornn.meta.actor_critic import ActorCritic, EpisodeReturns
 from algornn.meta.graph_world import GraphWorld
-from algornn.meta.in_context import InContextLearner
+from algornn.meta.in_context import InContextLearner, StreamScores
 from algornn.meta.online import OnlineNetwork
 from algornn.meta.vsml import VSML
 from algornn.meta.world import World
 
-__all__ = ["VSML", "ActorCritic", "GraphWorld", "InContextLearner", "OnlineNetwork", "World"]
+__all__ = [
+    "VSML",
+    "ActorCritic",
+    "EpisodeReturns",
+    "GraphWorld",
+    "InContextLearner",
+    "OnlineNetwork",
+    "StreamScores",
+    "World",
+]
