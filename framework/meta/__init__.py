@@ -2,7 +2,7 @@
 
 from algornn.meta.actor_critic import ActorCritic, EpisodeReturns
 from algornn.meta.graph_world import GraphWorld
-from algornn.meta.in_context import InContextLearner, StreamScores
+from algornn.meta.in_context import InContextLearner, InContextScores
 from algornn.meta.online import OnlineNetwork
 from algornn.meta.vsml import VSML
 from algornn.meta.world import World
@@ -13,7 +13,7 @@ __all__ = [
     "EpisodeReturns",
     "GraphWorld",
     "InContextLearner",
+    "InContextScores",
     "OnlineNetwork",
-    "StreamScores",
     "World",
 ]

@@ -51,14 +51,14 @@ class InContextLearner(Learner):
 
     def new_scores(self, dataset: Any) -> Metric:
         """Return the metric that scores the streams of a dataset."""
-        return StreamScores(len(dataset), len(dataset[0].y))
+        return InContextScores(len(dataset), len(dataset[0].y))
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return the predicted classes ``[B, T]``."""
         return self(batch.x, batch.y).argmax(-1)
 
 
-class StreamScores(Metric):
+class InContextScores(Metric):
     """Accuracy by the number of examples that were read before, over a fixed set of streams; repeats count once.
 
     Args:

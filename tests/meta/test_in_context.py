@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from algornn import LSTM, VSML, DeltaNet, InContextLearner, InContextNetwork, OnlineNetwork, cli
 from algornn.datamodules import InContextDigits
-from algornn.meta.in_context import StreamScores
+from algornn.meta.in_context import InContextScores
 
 NETWORKS = {
     "lstm": lambda: InContextNetwork(5, 3, partial(LSTM, hidden_size=8), embedding_size=8),
@@ -105,7 +105,7 @@ def test_the_rate_is_found_by_training():
 
 
 def test_scores_by_examples_read():
-    scores = StreamScores(3, 4)
+    scores = InContextScores(3, 4)
     right = torch.tensor([[0, 1, 1, 1], [0, 0, 1, 0]]).bool()
     scores.update(torch.tensor([0, 2]), right, torch.tensor([1.0, 3.0]))
     scores.update(torch.tensor([2]), right[1:], torch.tensor([3.0]))
