@@ -3,6 +3,7 @@
 from algornn.meta.actor_critic import ActorCritic, EpisodeReturns
 from algornn.meta.graph_world import GraphWorld
 from algornn.meta.in_context import InContextLearner, InContextScores
+from algornn.meta.learned_objective import HalfSquare, LearnedObjective
 from algornn.meta.online import OnlineNetwork
 from algornn.meta.vsml import VSML
 from algornn.meta.world import World
@@ -12,8 +13,10 @@ __all__ = [
     "ActorCritic",
     "EpisodeReturns",
     "GraphWorld",
+    "HalfSquare",
     "InContextLearner",
     "InContextScores",
+    "LearnedObjective",
     "OnlineNetwork",
     "World",
 ]
