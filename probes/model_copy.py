@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import fsdp
+from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 # FSDP2 is known to torch from 2.6 on; an empty tuple makes `isinstance` false.
@@ -50,6 +51,22 @@ def copy_of(model: nn.Module) -> nn.Module:
             vars(twin).pop(name, None)  # compiled entry points would run the live model
     twin._apply(lambda t: t.float() if t.dtype in (torch.float16, torch.bfloat16) else t)
     return twin.eval().requires_grad_(False)
+
+
+def call_with(model: nn.Module, tensors: Mapping[str, Tensor], /, *args: Any, **kwargs: Any) -> Any:
+    """The model's forward with `tensors` in the place of parameters and buffers of these names, for this call alone.
+
+    Tied ones are replaced together, each module once: of a module with two names (`self.encode = self.encoder`)
+    `functional_call` puts back what the first name had replaced, and then under the second name what it had put there.
+    """
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    given = {id(own[name]): tensor for name, tensor in tensors.items()}
+    placed: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        for of in (module.named_parameters, module.named_buffers):
+            places = of(path, recurse=False, remove_duplicate=False)
+            placed |= {name: given[id(tensor)] for name, tensor in places if id(tensor) in given}
+    return functional_call(model, placed, args, kwargs, tie_weights=False)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -17,10 +17,9 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from algornn.probes.batches import Batches
-from algornn.probes.model_copy import copy_of
+from algornn.probes.model_copy import call_with, copy_of
 from algornn.probes.sites import activations
 
 Loss = Callable[[Callable[..., Any], Any], Tensor]
@@ -100,7 +99,7 @@ class Subject:
         buffers = {} if model is self.model else {name: buffer.clone() for name, buffer in model.named_buffers()}
 
         def recorded(*args: Any, **kwargs: Any) -> Any:
-            outputs.append(functional_call(model, buffers, args, kwargs) if buffers else model(*args, **kwargs))
+            outputs.append(call_with(model, buffers, *args, **kwargs) if buffers else model(*args, **kwargs))
             return outputs[-1]
 
         with torch.set_grad_enabled(gradient):
