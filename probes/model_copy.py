@@ -25,7 +25,8 @@ def copy_of(model: nn.Module) -> nn.Module:
     process gets the whole: all of them have to call this together.
 
     Raises:
-        TypeError: the model holds FullyShardedDataParallel modules, whose weights cannot be gathered within a step.
+        TypeError: the model holds FullyShardedDataParallel modules, whose weights cannot be gathered within a step, or
+            something that cannot be copied.
     """
     model = getattr(model, "_orig_mod", model)
     memo: dict[int, Any] = {}
@@ -45,7 +46,13 @@ def copy_of(model: nn.Module) -> nn.Module:
     for module in _children_first(model):
         if isinstance(module, _SHARDED):
             memo[id(module)] = _whole(module, memo)
-    twin = copy.deepcopy(model, memo)
+    try:
+        twin = copy.deepcopy(model, memo)
+    except TypeError as error:
+        raise TypeError(
+            f"A probe measures a copy of the model, but {_stubborn(model, memo)} cannot be copied ({error}): keep it "
+            "outside of the model, or give its class a __deepcopy__."
+        ) from error
     if getattr(model, "_compiler_ctx", None) is not None:
         for name in ("forward", "training_step", "validation_step", "test_step", "predict_step"):
             vars(twin).pop(name, None)  # compiled entry points would run the live model
@@ -73,6 +80,18 @@ def device_of(model: nn.Module) -> torch.device:
     """The device of the model's first parameter or buffer; the CPU if it has neither."""
     tensors = [*model.parameters(), *model.buffers()]
     return tensors[0].device if tensors else torch.device("cpu")
+
+
+def _stubborn(model: nn.Module, memo: dict[int, Any]) -> str:
+    """The first attribute of a module that cannot be copied."""
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if name not in ("_modules", "_parameters", "_buffers"):
+                try:
+                    copy.deepcopy(value, dict(memo))
+                except TypeError:
+                    return f"{path}.{name}".lstrip(".")
+    return "a part of it"
 
 
 def _children_first(model: nn.Module) -> Iterator[nn.Module]:

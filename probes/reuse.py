@@ -64,6 +64,8 @@ class ReuseProbe(Probe):
         **schedule: Any,
     ) -> None:
         super().__init__(**schedule)
+        if isinstance(sites, str):
+            raise TypeError(f"sites is a list of sites, got the text {sites!r}: write [{sites!r}].")
         if not 0 < kept <= 1:
             raise ValueError(f"kept is a share of the weights, above 0 and at most 1, got {kept}.")
         if rank < 1:

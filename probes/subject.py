@@ -209,6 +209,7 @@ def cross_entropy(call: Callable[..., Any], batch: Any) -> Tensor:
 
     Raises:
         TypeError: the batch is not a pair.
+        ValueError: the output and y do not fit.
     """
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise TypeError(
@@ -216,7 +217,17 @@ def cross_entropy(call: Callable[..., Any], batch: Any) -> Tensor:
             "Pass loss=..., a function of (call, batch), or give the LightningModule a method loss(self, call, batch)."
         )
     x, y = batch
-    return F.cross_entropy(call(x), y)
+    output = call(x)
+    try:
+        return F.cross_entropy(output, y)
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        kinds = [f"{v.dtype} {list(v.shape)}" if isinstance(v, Tensor) else type(v).__name__ for v in (output, y)]
+        raise ValueError(
+            f"The default cross-entropy does not fit the output ({kinds[0]}) and y ({kinds[1]}) of a batch (x, y): "
+            f"{str(error).rstrip('.')}. Pass loss=..., a function of (call, batch)."
+        ) from error
 
 
 def _to_cpu(tensor: Tensor) -> Tensor:
