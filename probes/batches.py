@@ -131,8 +131,8 @@ def group_of(batch: Any) -> Tensor:
     """
     group = batch.get("group") if isinstance(batch, Mapping) else getattr(batch, "group", None)
     if not isinstance(group, Tensor) or group.ndim != 1 or group.is_floating_point():
-        is_tensor = isinstance(group, Tensor)
-        found = f"{group.dtype} {list(group.shape)}" if is_tensor else f"a {type(batch).__name__} without it"
+        none = f"a {type(batch).__name__} without it"
+        found = f"{group.dtype} {list(group.shape)}" if isinstance(group, Tensor) else none
         raise ValueError(
             f"Expected batches with a tensor field 'group' [B] of whole numbers to split into sub-tasks, got {found}. "
             "WeightMaskProbe takes tasks={name: loader, ...} instead."

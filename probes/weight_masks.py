@@ -93,9 +93,9 @@ class WeightMaskProbe(Probe):
         control_network: bool = False,
         **schedule: Any,
     ) -> None:
-        for name, value in {"tasks": tasks, "masked": masked}.items():
-            if isinstance(value, str):
-                raise TypeError(f"{name} is a list, got the text {value!r}: write [{value!r}].")
+        for name, names in {"tasks": tasks, "masked": masked}.items():
+            if isinstance(names, str):
+                raise TypeError(f"{name} is a list, got the text {names!r}: write [{names!r}].")
         if tasks is not None and not tasks:
             raise ValueError("tasks is empty: name at least one task, or leave it out to split batches by their group.")
         loaders = tasks if isinstance(tasks, Mapping) else {}

@@ -187,7 +187,9 @@ def test_activations_that_are_no_numbers_are_no_silent_result(probe):
 def test_a_single_example_shows_nothing():
     twins = ConsistencyProbe(twin=lambda batch: batch, unrolled=lambda model, batch: batch.y)
     assert len(twins.run(Learner(), loader(1)).failures) == 2
-    assert any("fewer than two" in s for s in LinearDecodingProbe(["memory"]).run(Learner(), loader(2)).failures)
+    assert any(
+        "too few examples are held out" in s for s in LinearDecodingProbe(["memory"]).run(Learner(), loader(2)).failures
+    )
 
 
 def test_what_cannot_be_copied_is_named(tmp_path):
