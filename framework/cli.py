@@ -25,6 +25,7 @@ from algornn import recipes
 from algornn.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, RandomState, read_checkpoint
 from algornn.messages import ROOMS, closest, plain_sentence
 from algornn.predictions import PredictionWriter
+from algornn.probes.probe import refuse_namesakes
 from algornn.probes.subject import ProbeError
 from algornn.run import Recipe, RunRecord, new_run_folder, read_config
 
@@ -151,6 +152,7 @@ class AlgornnCLI(LightningCLI):
                 CSVLogger(run, name="logs", flush_logs_every_n_steps=1),
                 TensorBoardLogger(run, name="tensorboard", version=""),
             ]
+        refuse_namesakes(_as_list(trainer.callbacks))  # before Lightning does, which does not name the mend
         kwargs["plugins"] = [*_as_list(trainer.plugins), AtomicCheckpointIO()]
         self.trainer_defaults["callbacks"] = [last, RandomState(), record, PredictionWriter()]
         return super().instantiate_trainer(**kwargs)

@@ -30,6 +30,7 @@ _PARSER_NOISE = re.compile(
 _HINTS = {
     "unrecognized": "--help lists all options",
     "not accept": "--help lists all options",
+    "are required: probe": "give --probe CLASS, one of `algornn list probes`",
     "arguments are required": "give --config RECIPE, or the --run_dir of a run",
 }
 
@@ -48,12 +49,16 @@ def plain_sentence(error: BaseException) -> str:
             known = [known for room, _ in ROOMS.values() for known in room.__all__]
             if name in known:
                 return f"{key}{name} is a class of another kind. `algornn list models|probes|splits` shows all."
-            return f"{key}no class is named {name!r}{closest(name, known)}."
+            meant = [n for n in known if n.endswith("Probe")] if key == "probe: " else known
+            return f"{key}no class is named {name!r}{closest(name, meant)}."
         elif found := re.search(r"Multiple subclasses with name (\w+)", line):
             return f"{key}several libraries have a class {found[1]}: write algornn.{found[1]}."
         elif line and not _PARSER_NOISE.match(line):
             line = re.sub(r"<class '([\w.]+)'>", r"\1", line.partition(". Got value: Namespace")[0])
-            return key + line + next((f" ({hint})" for part, hint in _HINTS.items() if part in line), "")
+            fitting = {part: hint for part, hint in _HINTS.items() if part in line}
+            if key:  # what a class requires is no option of the command
+                fitting.pop("arguments are required", None)
+            return key + line + next((f" ({hint})" for hint in fitting.values()), "")
     return text.splitlines()[0]
 
 

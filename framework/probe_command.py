@@ -25,14 +25,14 @@ def main(args: list[str]) -> None:
         args: the command line's arguments.
 
     Raises:
-        ValueError: neither a run nor a model and its data are given.
+        ValueError: neither a run nor a model and its data are given, or what belongs to the other of the two.
         FileNotFoundError: there is no such checkpoint.
         FileExistsError: there is a result of this probe at this step already.
     """
     parser = ArgumentParser(prog="algornn probe", description=__doc__, exit_on_error=False)
     parser.add_argument("--run_dir", type=Path | None, help="a run folder: its learner, and its validation set")
-    parser.add_argument("--ckpt_path", default="best", help="checkpoint of the run: best, last or a file")
-    parser.add_argument("--stage", default="val", help="which set of the run's data to measure on")
+    parser.add_argument("--ckpt_path", type=str | None, help="checkpoint of the run: best (default), last or a file")
+    parser.add_argument("--stage", default="val", help="which set of the run's data, or of a data module")
     parser.add_argument("--model", type=str | None, help="module:factory (or module:name) of any torch module")
     parser.add_argument("--data", type=str | None, help="module:factory of a loader or of a LightningDataModule")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to measure")
@@ -42,9 +42,13 @@ def main(args: list[str]) -> None:
     if (config.run_dir is None) == (config.model is None):
         raise ValueError("Give --run_dir RUN for a trained run, or --model module:factory for a model of your own.")
     if config.run_dir is not None:
-        model, loader, step = from_run(config.run_dir, config.ckpt_path, config.stage)
+        if config.data is not None:
+            raise ValueError("A run is measured on its own data: leave out --data, or give --model, not --run_dir.")
+        model, loader, step = from_run(config.run_dir, config.ckpt_path or "best", config.stage)
+    elif config.ckpt_path is not None:
+        raise ValueError("--ckpt_path is a run's: give --run_dir, or load the weights where --model makes the model.")
     elif config.data is not None:
-        model, loader, step = imported(config.model), loader_of(imported(config.data), "val"), 0
+        model, loader, step = imported(config.model), loader_of(imported(config.data), config.stage), 0
     else:
         raise ValueError("A model of your own needs data: --data module:factory, which gives any iterable of batches.")
     if not isinstance(model, nn.Module):
@@ -53,9 +57,11 @@ def main(args: list[str]) -> None:
     path = (config.out or config.run_dir or Path()) / "probes" / probe.name / f"step={step}.json"
     if path.exists():
         raise FileExistsError(f"{path} holds a result already. Choose another --out, or another --probe.name.")
-    result = probe.run(model.to(config.device), loader, path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is better known before
+    result = probe.run(on_device(model, config.device), loader, path.parent)
+    print(text_of(result), flush=True)
     result.save(path, name=probe.name, step=step)
-    print(f"{text_of(result)}\n\nresult: {path}" + "".join(f"\npicture: {p}" for p in drawn(result, path)))
+    print(f"\nresult: {path}" + "".join(f"\npicture: {p}" for p in drawn(result, path)))
 
 
 def from_run(run: Path, ckpt_path: str, stage: str) -> tuple[L.LightningModule, Iterable[Any], int]:
@@ -70,8 +76,25 @@ def from_run(run: Path, ckpt_path: str, stage: str) -> tuple[L.LightningModule, 
     if not file.is_file():
         raise FileNotFoundError(f"No checkpoint at {file}. Give --ckpt_path best, last or a file.")
     checkpoint, built = read_checkpoint(file), build_run(run / "config.yaml")
-    built.model.load_state_dict(checkpoint["state_dict"])
+    try:
+        built.model.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise ValueError(f"{file} holds the weights of another model than {run / 'config.yaml'} describes.") from error
     return built.model, loader_of(built.data, stage), int(checkpoint["global_step"])
+
+
+def on_device(model: nn.Module, device: str) -> nn.Module:
+    """The model on a device.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ValueError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 def loader_of(source: Any, stage: str) -> Iterable[Any]:
@@ -82,6 +105,8 @@ def loader_of(source: Any, stage: str) -> Iterable[Any]:
         TypeError: the source cannot be iterated.
     """
     if not isinstance(source, L.LightningDataModule):
+        if stage != "val":
+            raise ValueError(f"--stage {stage} is a set of a data module, but --data gives a {type(source).__name__}.")
         if not isinstance(source, Iterable):
             raise TypeError(f"--data gives a {type(source).__name__}, expected a loader or a LightningDataModule.")
         return source

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -11,6 +11,7 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
+from torch.utils.data import Dataset, IterableDataset
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -45,16 +46,25 @@ class Batches(Sequence[Any]):
         its sampler is not used. From any other iterable of batches: its first batches, as they come.
 
         Raises:
-            ValueError: the loader is empty.
+            TypeError: the loader gives no batches.
+            ValueError: it is empty.
         """
+        if isinstance(loader, (str, Mapping)) or not (hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")):
+            raise TypeError(f"A probe's data are batches, in a list or a DataLoader, got a {type(loader).__name__}.")
+        if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+            raise TypeError(
+                f"A probe's data are batches, got the {type(loader).__name__} of single examples: pass it in a "
+                "DataLoader, with batch_size=None if its items are batches."
+            )
         dataset = getattr(loader, "dataset", None)
-        if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+        if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and hasattr(loader, "collate_fn"):
             batches = cls._of_dataset(loader, max_batches, seed, device)
         else:
             names = getattr(dataset, "groups", getattr(loader, "groups", ()))
             batches = cls(list(islice(loader, max_batches)), lambda batch: batch, device, names)
         if not batches:
-            raise ValueError("A probe needs at least one batch, but its loader is empty: pass loader=... with data.")
+            used = "used up, or " if isinstance(loader, Iterator) else ""
+            raise ValueError(f"A probe needs at least one batch, but its loader is {used}empty: pass one with data.")
         return batches
 
     @classmethod
@@ -89,25 +99,24 @@ class Batches(Sequence[Any]):
         Batches of a dataset are collated anew from the rows of each group; ready-made batches are cut.
 
         Raises:
-            ValueError: the batches have no `group` field.
+            ValueError: the batches have no `group` field, or not one number per example.
         """
         members: dict[int, list[Any]] = {}
         for key in self.keys:
             batch = self.fetch(key)
-            group = group_of(batch)
+            group, size = group_of(batch), len(key) if _is_rows(key) else size_of(batch)
+            if len(group) != size:
+                raise ValueError(f"The field 'group' has {len(group)} numbers for {size} examples: give each one.")
             for value in group.unique().tolist():
                 rows = (group == value).nonzero().flatten()
                 members.setdefault(value, []).append([key[row] for row in rows] if _is_rows(key) else take(batch, rows))
-        return {self._name(value): self._regroup(members[value]) for value in sorted(members)}
+        return {group_name(value, self.names): self._regroup(members[value]) for value in sorted(members)}
 
     def _regroup(self, parts: list[Any]) -> Batches:
         if not _is_rows(self.keys[0]):
             return Batches(parts, lambda batch: batch, self.device)
         rows, size = [row for part in parts for row in part], len(self.keys[0])
         return Batches([rows[start : start + size] for start in range(0, len(rows), size)], self.fetch, self.device)
-
-    def _name(self, value: int) -> str:
-        return self.names[value] if value < len(self.names) else f"group {value}"
 
 
 def _is_rows(key: Any) -> bool:
@@ -120,13 +129,20 @@ def group_of(batch: Any) -> Tensor:
     Raises:
         ValueError: there is none.
     """
-    group = batch.get("group") if isinstance(batch, dict) else getattr(batch, "group", None)
-    if not isinstance(group, Tensor):
+    group = batch.get("group") if isinstance(batch, Mapping) else getattr(batch, "group", None)
+    if not isinstance(group, Tensor) or group.ndim != 1 or group.is_floating_point():
+        none = f"a {type(batch).__name__} without it"
+        found = f"{group.dtype} {list(group.shape)}" if isinstance(group, Tensor) else none
         raise ValueError(
-            f"Expected batches with a tensor field 'group' to split into tasks, got {type(batch).__name__}. "
-            "Pass tasks={name: loader, ...} instead."
+            f"Expected batches with a tensor field 'group' [B] of whole numbers to split into sub-tasks, got {found}. "
+            "WeightMaskProbe takes tasks={name: loader, ...} instead."
         )
     return group.cpu()
+
+
+def group_name(value: int, names: Sequence[str]) -> str:
+    """The name of a group that is given by its number, of the names of the first groups."""
+    return names[value] if 0 <= value < len(names) else f"group {value}"
 
 
 def field_of(batch: Any, field: str | int | Callable[[Any], Any]) -> Any:

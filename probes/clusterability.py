@@ -75,6 +75,8 @@ class ClusterabilityProbe(Probe):
         for name, value in {"shuffles": shuffles, "restarts": restarts}.items():
             if value < 1:
                 raise ValueError(f"{name} must be positive, got {value}.")
+        if isinstance(layers, str):
+            raise TypeError(f"layers is a list of parameters, got the text {layers!r}: write [{layers!r}].")
         if layers is not None and not layers:
             raise ValueError("layers is empty: name the parameters in their order, or leave it out.")
         self.layers = layers

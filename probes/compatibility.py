@@ -304,6 +304,11 @@ def _correlation(cells: Sequence[Cell], C: Tensor, rows: Sequence[dict[str, Any]
 def _failures(scalars: dict[str, float]) -> list[str]:
     failures = []
     low = scalars["compat_low"]
+    if math.isnan(scalars["compat"]):
+        failures.append(
+            "No symbol is given by functions of two groups beside another symbol, or the activations are not finite: "
+            "there is no compatibility, do not read its absence as a value of 0."
+        )
     for name, what in {"permuted": "with shuffled symbols", "scrambled": "in a network of shuffled weights"}.items():
         if low <= scalars[f"{name}_compat"]:
             failures.append(
@@ -339,7 +344,7 @@ def _mean(values: dict[str, float]) -> float:
 def _names(column: Any, names: Sequence[str] = ()) -> list[str]:
     """The labels of a field as text; numbers of named groups as their names."""
     values = column.tolist() if isinstance(column, Tensor) else list(column)
-    return [names[v] if isinstance(v, int) and v < len(names) else str(v) for v in values]
+    return [names[v] if isinstance(v, int) and 0 <= v < len(names) else str(v) for v in values]
 
 
 def _natural(cell: Cell) -> tuple[tuple[bool, float, str], ...]:

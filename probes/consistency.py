@@ -81,7 +81,9 @@ class ConsistencyProbe(Probe):
         self.mask = mask
         self.predict = predict
         self.eos = eos
-        self._state["overgeneralisation"] = []
+
+    def _new_state(self) -> dict[str, Any]:
+        return {**super()._new_state(), "overgeneralisation": []}
 
     def measure(self, subject: Subject) -> ProbeResult:
         """One forward (or decoding) per batch and per kind of input, shared out over the processes."""
@@ -233,7 +235,7 @@ def twin_report(
 def _twin_failures(scalars: dict[str, float]) -> list[str]:
     failures = []
     chance, wrong_chance = scalars["consistency_chance"], scalars["consistency_both_wrong_chance"]
-    if scalars["consistency_low"] <= chance:
+    if not scalars["consistency_low"] > chance:  # a single example has no interval
         failures.append(
             f"Predictions agree with those for the twin ({scalars['consistency']:.3f}) no more than with those for "
             f"other examples ({chance:.3f}): the model may answer always the same, so do not read the consistency as "
@@ -256,7 +258,7 @@ def local_report(predictions: Sequence[Any], unrolled: Sequence[Any], generator:
         "localism_chance": agreement_by_chance(predictions, unrolled, generator),
     }
     failures = []
-    if interval[0] <= scalars["localism_chance"]:
+    if not interval[0] > scalars["localism_chance"]:
         failures.append(
             f"Predictions agree with those for the unrolled input ({scalars['localism']:.3f}) no more than with those "
             f"for other inputs ({scalars['localism_chance']:.3f}): do not read the localism as computation by parts."

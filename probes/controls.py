@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from algornn.probes.result import ProbeResult
+
 
 def bootstrap(
     statistic: Callable[[Tensor], float], n: int, generator: torch.Generator, resamples: int = 200, level: float = 0.95
@@ -136,6 +138,15 @@ def scrambled(model: nn.Module, generator: torch.Generator) -> nn.Module:
 def with_interval(name: str, value: float, interval: tuple[float, float]) -> dict[str, float]:
     """Three scalars: the value and, as `<name>_low` and `<name>_high`, the ends of its interval."""
     return {name: value, f"{name}_low": interval[0], f"{name}_high": interval[1]}
+
+
+def nothing(usable: int, examples: int) -> ProbeResult:
+    """The result where too few of the examples can be used to measure anything."""
+    sentence = (
+        f"Only {usable} of {examples} examples can be used (their activation is finite): too few to measure anything, "
+        "do not read the absence of numbers as 0."
+    )
+    return ProbeResult({"examples": float(usable)}, failures=[sentence])
 
 
 def finite(scalars: dict[str, Any]) -> dict[str, float]:

@@ -311,7 +311,7 @@ def _failures(site: str, tasks: Tasks, row: dict[str, float], typed: bool) -> li
          "take the numbers for those of all examples."),
         (lost[SCRAMBLED] > 0, f"At {site} {lost[SCRAMBLED]:.0%} of the scrambled network's activations are not finite: "
          "do not compare with it."),
-        (math.isnan(row["accuracy"]), f"At {site} too few examples are left to hold some out: expect no accuracy."),
+        (math.isnan(row["accuracy_low"]), f"At {site} too few examples are held out: do not judge the label by them."),
         (row["selectivity_low"] <= 0, f"{better} {_CONTROL[typed].format(row['control_accuracy'])}"),
         (row["accuracy_low"] <= row["scrambled_accuracy"], f"{better} from a scrambled network "
          f"({row['scrambled_accuracy']:.3f}): do not conclude that training put it there."),

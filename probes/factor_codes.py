@@ -106,7 +106,7 @@ class FactorCodeProbe(Probe):
         kept = kept[order[: self.max_items]]
         factors, held = rows["factors"][kept], max(round(self.test_fraction * len(kept)), 1)
         if len(kept) - held < 2:
-            return ProbeResult({"examples": float(len(kept))})
+            return controls.nothing(len(kept), len(rows["code"]))
         moved = factors[torch.randperm(len(kept), generator=subject.generator, device=subject.device).cpu()]
         cases = {"": (rows["code"][kept], factors), "_shuffled": (rows["code"][kept], moved)}
         cases["_scrambled"] = (rows["twin"][kept], factors)

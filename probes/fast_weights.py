@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from algornn.probes.probe import Probe
 from algornn.probes.result import ProbeResult
+from algornn.probes.sites import Site
 from algornn.probes.subject import Subject
 
 
@@ -112,7 +113,7 @@ class FastWeightProbe(Probe):
         return _checked(owner.fast_weights(*args, **kwargs))
 
     def _owner(self, model: nn.Module) -> Any:
-        modules = [model.get_submodule(self.at)] if self.at is not None else model.modules()
+        modules = [Site(self.at).module(model)] if self.at is not None else model.modules()
         for module in modules:
             if callable(getattr(module, "fast_weights", None)):
                 return module

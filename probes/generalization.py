@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from algornn.probes.batches import Batches, field_of
+from algornn.probes.batches import Batches, field_of, group_name
 from algornn.probes.controls import bootstrap, finite, mean_interval, permuted, with_interval
 from algornn.probes.predictions import Answers, Field, Predict, exact_match, known, numbered
 from algornn.probes.probe import Probe
@@ -71,7 +71,7 @@ class GeneralizationGapProbe(Probe):
         super().__init__(**schedule)
         if isinstance(ood, str):
             raise TypeError(f"ood is a list of groups or {{name: loader}}, got the text {ood!r}: write [{ood!r}].")
-        if isinstance(ood, Mapping) and IID in ood:
+        if ood is not None and IID in ood:
             raise ValueError(f"A set out of distribution cannot be named {IID!r}: give it another name in ood.")
         self.ood = ood
         self.target = target
@@ -100,8 +100,11 @@ class GeneralizationGapProbe(Probe):
         predictions, targets = answers.of(subject, batch)
         group = known(batch, ("group",)) if self.group is None else field_of(batch, self.group)
         groups = [None] * len(targets) if group is None else [_name(g, batches.names) for g in _values(group)]
-        lengths = map(len, targets) if self.length is None else _values(field_of(batch, self.length))
+        lengths = list(map(len, targets)) if self.length is None else _values(field_of(batch, self.length))
         columns = {"prediction": predictions, "target": targets, "group": groups, "length": lengths}
+        for key in ("group", "length"):
+            if len(columns[key]) != len(targets):
+                raise ValueError(f"{key} must give one value per example, {len(targets)}, got {len(columns[key])}.")
         return [{"set": name, **dict(zip(columns, row, strict=True))} for row in zip(*columns.values(), strict=True)]
 
 
@@ -225,7 +228,7 @@ def _name(group: Any, names: Sequence[str]) -> str:
     """The name of a group that is given by its number or itself is a name."""
     if not isinstance(group, int):
         return str(group)
-    return names[group] if group < len(names) else f"group {group}"
+    return group_name(group, names)
 
 
 def _curve_table(curves: dict[str, dict[float, tuple[float, int]]]) -> list[dict[str, Any]]:

@@ -105,8 +105,10 @@ class InterchangeProbe(Probe):
 
     def measure(self, subject: Subject) -> ProbeResult:
         """Learn Q for the network and for its control, then intervene in every batch; shared out over the processes."""
-        shape = subject.activations([self.site], subject.loader[0])[self.site].shape
-        d = math.prod(shape[1:])
+        activation = subject.activations([self.site], subject.loader[0])[self.site]
+        if not activation.is_floating_point():
+            raise ValueError(f"The site {self.site!r} holds {activation.dtype} without directions: choose another.")
+        d = math.prod(activation.shape[1:])
         if self.dimensions is not None and self.dimensions > d:
             raise ValueError(f"The site {self.site!r} has {d} axes, fewer than dimensions={self.dimensions}.")
         control = scrambled(subject.model, subject.generator)

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from algornn.probes.batches import size_of, take
+from algornn.probes.model_copy import call_with
 from algornn.probes.subject import Subject
 
 INIT = 2.0  # of the logits: a weight is kept with probability 0.88 at first
@@ -193,7 +194,7 @@ def masked_call(model: nn.Module, weights: dict[str, Tensor], mask: Tensor) -> C
 
 
 def _call(model: nn.Module, state: dict[str, Tensor]) -> Callable[..., Any]:
-    return lambda *args, **kwargs: functional_call(model, state, args, kwargs)
+    return lambda *args, **kwargs: call_with(model, state, *args, **kwargs)
 
 
 @contextmanager

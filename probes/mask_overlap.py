@@ -10,6 +10,7 @@ sub-task give the ceiling.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
@@ -33,8 +34,9 @@ def overlap_report(
     """Compare masks.
 
     Args:
-        rows: (mask's name, repeat) to its `mask` ``[P]`` bool and its `loss`, `accuracy`, `inverse_loss` and
-            `inverse_accuracy` per task. The names are "unmasked", "control" and the tasks.
+        rows: (mask's name, repeat) to its `mask` ``[P]`` bool, whether it is `lost` (its logits are not finite), and
+            its `loss`, `accuracy`, `inverse_loss` and `inverse_accuracy` per task. The names are "unmasked", "control"
+            and the tasks.
         tasks: names of the tasks.
         sizes: number of weights of each layer, in the order of the masks; their sum is P.
         control: the rows "unmasked" and of each task for the network with scrambled weights; None or empty: none.
@@ -63,7 +65,8 @@ def overlap_report(
         scalars[f"{SCRAMBLED}_accuracy"] = _mean(control[task]["accuracy"][task] for task in tasks)
         scalars[f"{SCRAMBLED}_unmasked_accuracy"] = _mean(control["unmasked"]["accuracy"].values())
         tables[f"{SCRAMBLED}_accuracy"] = {name: row["accuracy"] for name, row in control.items()}
-    return ProbeResult(finite(scalars), tables, _figures(tables, tasks), _failures(finite(scalars)))
+    lost = [name for name, row in first.items() if row.get("lost")]
+    return ProbeResult(finite(scalars), tables, _figures(tables, tasks), _failures(finite(scalars), lost))
 
 
 def overlap(a: Tensor, b: Tensor, sizes: dict[str, int]) -> dict[str, float]:
@@ -156,9 +159,14 @@ def _controls(first: dict[str, dict[str, Any]], tasks: list[str]) -> dict[str, f
     }
 
 
-def _failures(scalars: dict[str, float]) -> list[str]:
+def _failures(scalars: dict[str, float], lost: Sequence[str] = ()) -> list[str]:
     """What the reader must not conclude; a floor is not a least value: tasks on weights of their own lie below it."""
     failures = []
+    if lost:
+        failures.append(
+            f"The loss was not a finite number while the masks of {', '.join(lost)} were learned: they are no masks, "
+            "do not read what they keep."
+        )
     control, unmasked = (scalars.get(f"{name}_accuracy", math.nan) for name in ("control", "unmasked"))
     if control < unmasked - _DROP:
         failures.append(

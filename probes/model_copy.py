@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import fsdp
+from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 # FSDP2 is known to torch from 2.6 on; an empty tuple makes `isinstance` false.
@@ -24,7 +25,8 @@ def copy_of(model: nn.Module) -> nn.Module:
     process gets the whole: all of them have to call this together.
 
     Raises:
-        TypeError: the model holds FullyShardedDataParallel modules, whose weights cannot be gathered within a step.
+        TypeError: the model holds FullyShardedDataParallel modules, whose weights cannot be gathered within a step, or
+            something that cannot be copied.
     """
     model = getattr(model, "_orig_mod", model)
     memo: dict[int, Any] = {}
@@ -44,7 +46,13 @@ def copy_of(model: nn.Module) -> nn.Module:
     for module in _children_first(model):
         if isinstance(module, _SHARDED):
             memo[id(module)] = _whole(module, memo)
-    twin = copy.deepcopy(model, memo)
+    try:
+        twin = copy.deepcopy(model, memo)
+    except TypeError as error:
+        raise TypeError(
+            f"A probe measures a copy of the model, but {_stubborn(model, memo)} cannot be copied ({error}): keep it "
+            "outside of the model, or give its class a __deepcopy__."
+        ) from error
     if getattr(model, "_compiler_ctx", None) is not None:
         for name in ("forward", "training_step", "validation_step", "test_step", "predict_step"):
             vars(twin).pop(name, None)  # compiled entry points would run the live model
@@ -52,10 +60,38 @@ def copy_of(model: nn.Module) -> nn.Module:
     return twin.eval().requires_grad_(False)
 
 
+def call_with(model: nn.Module, tensors: Mapping[str, Tensor], /, *args: Any, **kwargs: Any) -> Any:
+    """The model's forward with `tensors` in the place of parameters and buffers of these names, for this call alone.
+
+    Tied ones are replaced together, each module once: of a module with two names (`self.encode = self.encoder`)
+    `functional_call` puts back what the first name had replaced, and then under the second name what it had put there.
+    """
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    given = {id(own[name]): tensor for name, tensor in tensors.items()}
+    placed: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        for of in (module.named_parameters, module.named_buffers):
+            places = of(path, recurse=False, remove_duplicate=False)
+            placed |= {name: given[id(tensor)] for name, tensor in places if id(tensor) in given}
+    return functional_call(model, placed, args, kwargs, tie_weights=False)
+
+
 def device_of(model: nn.Module) -> torch.device:
     """The device of the model's first parameter or buffer; the CPU if it has neither."""
     tensors = [*model.parameters(), *model.buffers()]
     return tensors[0].device if tensors else torch.device("cpu")
+
+
+def _stubborn(model: nn.Module, memo: dict[int, Any]) -> str:
+    """The first attribute of a module that cannot be copied."""
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if name not in ("_modules", "_parameters", "_buffers"):
+                try:
+                    copy.deepcopy(value, dict(memo))
+                except TypeError:
+                    return f"{path}.{name}".lstrip(".")
+    return "a part of it"
 
 
 def _children_first(model: nn.Module) -> Iterator[nn.Module]:

@@ -72,6 +72,8 @@ class ActivationPatchingProbe(Probe):
         **schedule: Any,
     ) -> None:
         super().__init__(**schedule)
+        if not callable(corrupt) and not isinstance(corrupt, Mapping):
+            raise TypeError(f"corrupt is a function of the batch or a mapping of its fields, got {corrupt!r}.")
         if isinstance(sites, str):
             raise TypeError(f"sites is a list of sites, got the text {sites!r}: write [{sites!r}].")
         if sites is not None and any(Site.parse(site).call == ":" for site in sites):
@@ -315,7 +317,9 @@ def _shift(shift: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _check(site: str, clean: Tensor, corrupt: Tensor, size: int) -> None:
-    """Refuse activations that cannot be exchanged row by row."""
+    """Refuse activations that cannot be exchanged row by row, or have no gradient."""
+    if not clean.is_floating_point():
+        raise ValueError(f"The site {site!r} holds {clean.dtype}, which has no gradient: choose a site behind it.")
     if clean.shape != corrupt.shape:
         shapes = f"{list(clean.shape)} and {list(corrupt.shape)}"
         raise ValueError(f"Clean and corrupt activations at {site!r} differ in shape, {shapes}: pad both alike.")

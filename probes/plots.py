@@ -18,6 +18,11 @@ _COLORS = (
     "#56b4e9",
     "#000000",
 )  # Okabe and Ito: colour-blind safe
+_STYLES = ("--", ":", "-.")  # of the second series on, another one each time that the colours have run out
+_INSIDE = 4  # series of a line figure up to which the legend finds room among the lines
+_TALL = 20  # entries in a column of the legend beside the lines
+_NUMBERED = 60  # bars up to which each has its number on top
+_SLANTED = 40  # names up to which they are slanted; more stand upright
 
 
 def draw(spec: dict[str, Any]) -> Figure:
@@ -42,6 +47,10 @@ def draw(spec: dict[str, Any]) -> Figure:
     if spec["kind"] == "bar" and len(spec["series"]) > 1:  # room for every bar's number, and for the legend
         wide = max(wide, 3.0 + 0.36 * len(spec["x"]) * len(spec["series"]))
     tall = max(4.0, 1.8 + 0.35 * len(spec.get("y", ()))) if spec["kind"] == "heatmap" else 4.0
+    if spec["kind"] == "bar":  # room for names that do not stand side by side
+        tall += 0.05 * max((len(str(name)) for name in spec["x"]), default=0) if _crowded(spec["x"]) else 0
+    elif spec["kind"] == "line" and len(spec["series"]) > _INSIDE:
+        wide += 2.0 * math.ceil(len(spec["series"]) / _TALL)
     figure = Figure(figsize=(min(wide, 16.0), min(tall, 14.0)), layout="constrained", dpi=120)
     axes = figure.add_subplot()
     painters[spec["kind"]](axes, spec)
@@ -60,24 +69,30 @@ def _plain_frame(axes: Axes) -> None:
 
 
 def _line(axes: Axes, spec: dict[str, Any]) -> None:
-    """Lines; a marker on each point while there are few of them. A second series on is dashed."""
+    """Lines; a marker on each point while there are few of them. A second series on is dashed, more are dotted."""
     marker = "o" if len(spec["x"]) <= 40 else None
     for index, (name, values) in enumerate(spec["series"].items()):
-        color, style = _COLORS[index % len(_COLORS)], "-" if index == 0 else "--"
+        turn, place = divmod(index, len(_COLORS))
+        color, style = _COLORS[place], "-" if index == 0 else _STYLES[turn % len(_STYLES)]
         axes.plot(spec["x"], _numbers(values), color=color, linestyle=style, marker=marker, markersize=3, label=name)
     if all(isinstance(x, int) for x in spec["x"]):
         axes.locator_params(axis="x", integer=True)
     _plain_frame(axes)
-    axes.legend(frameon=False)
+    if len(spec["series"]) <= _INSIDE:
+        axes.legend(frameon=False)
+    else:
+        columns = math.ceil(len(spec["series"]) / _TALL)
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, ncols=columns)
 
 
 def _bar(axes: Axes, spec: dict[str, Any]) -> None:
-    """Groups of bars, one group per entry of x, each bar with its number on top."""
+    """Groups of bars, one group per entry of x, each bar with its number on top while there is room."""
     width = 0.8 / len(spec["series"])
     for index, (name, values) in enumerate(spec["series"].items()):
         places = [i + (index - (len(spec["series"]) - 1) / 2) * width for i in range(len(spec["x"]))]
         bars = axes.bar(places, _numbers(values), width, label=name, color=_COLORS[index % len(_COLORS)])
-        axes.bar_label(bars, fmt="%.2g", fontsize=8, padding=1)
+        if len(spec["x"]) * len(spec["series"]) <= _NUMBERED:
+            axes.bar_label(bars, fmt="%.2g", fontsize=8, padding=1)
     _label(axes, "x", spec["x"])
     _plain_frame(axes)
     if len(spec["series"]) > 1:
@@ -94,7 +109,7 @@ def _heatmap(axes: Axes, spec: dict[str, Any]) -> None:
     if len(spec["x"]) <= 24:
         for row, entries in enumerate(values):
             for column, value in enumerate(entries):
-                dark = math.isnan(value) or (value - low) < 0.5 * (high - low)
+                dark = (value - low) < 0.5 * (high - low)  # a cell that is not a number is white
                 axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color="w" if dark else "k")
     _label(axes, "x", spec["x"])
     _label(axes, "y", spec["y"])
@@ -102,11 +117,18 @@ def _heatmap(axes: Axes, spec: dict[str, Any]) -> None:
 
 
 def _label(axes: Axes, side: str, names: list[Any]) -> None:
-    """Name every tick, slanted where the names are too long to stand side by side."""
+    """Name every tick, slanted where the names are too long to stand side by side, upright where they are many."""
     text = [str(name) for name in names]
     if side == "y":
         axes.set_yticks(range(len(text)), text, fontsize=8)
-    elif sum(map(len, text)) > 60:
+    elif len(text) > _SLANTED:
+        axes.set_xticks(range(len(text)), text, fontsize=6, rotation=90)
+    elif _crowded(names):
         axes.set_xticks(range(len(text)), text, fontsize=8, rotation=40, ha="right", rotation_mode="anchor")
     else:
         axes.set_xticks(range(len(text)), text, fontsize=8)
+
+
+def _crowded(names: list[Any]) -> bool:
+    """Whether names are too long to stand side by side."""
+    return sum(len(str(name)) for name in names) > 60

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,14 @@ class Probe(Callback):
         name: str | None = None,
     ) -> None:
         super().__init__()
-        for key, value in {"every_n_epochs": every_n_epochs, "every_n_steps": every_n_steps}.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{key} must be a positive number or None, got {value}.")
+        counts = {"every_n_epochs": every_n_epochs, "every_n_steps": every_n_steps, "max_batches": max_batches}
+        for key, value in counts.items():
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{key} must be a positive whole number or None, got {value!r}.")
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, got {seed}.")
+        if loss is not None and not callable(loss):
+            raise TypeError(f"loss must be a function of (call, batch), got {loss!r}.")
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
         self.loader = loader
@@ -83,12 +88,13 @@ class Probe(Callback):
         self.max_fraction = max_fraction
         self.seed = seed
         self.name = name or re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__.removesuffix("Probe")).lower()
-        if not re.fullmatch(r"[\w.-]+", self.name):
-            raise ValueError(f"A probe's name is a folder's name (letters, digits, '_', '-', '.'), got {self.name!r}.")
+        if not re.fullmatch(r"[\w-][\w.-]{0,99}", self.name):
+            raise ValueError(
+                "A probe's name is a folder's name (up to 100 letters, digits, '_', '-', and '.' but not first), got "
+                f"{self.name!r}."
+            )
         self.result: ProbeResult | None = None
-        self._state: dict[str, Any] = {
-            "step": -1, "scalars": {}, "cost": None, "spent": 0.0, "elapsed": 0.0, "runs": 0, "skipped": 0,
-        }  # fmt: skip
+        self._state = self._new_state()
         self._seen = 0
         self._attended = -1
         self._tick = self._seconds = 0.0
@@ -112,8 +118,11 @@ class Probe(Callback):
                 interruption; None: nowhere.
 
         Raises:
+            TypeError: the model is no module.
             ValueError: there is no loader.
         """
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"{type(self).__name__}.run measures a torch.nn.Module, got {model!r}.")
         loader = self.loader if loader is None else loader
         if loader is None:
             raise ValueError(f"{type(self).__name__}.run needs data: pass loader=..., any iterable of batches.")
@@ -139,6 +148,10 @@ class Probe(Callback):
                 error = raised
             return exchange(result, world, error)[0]
 
+    def _new_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, at the beginning of a training."""
+        return {"step": -1, "scalars": {}, "cost": None, "spent": 0.0, "elapsed": 0.0, "runs": 0, "skipped": 0}
+
     # What the Trainer calls
 
     @property
@@ -160,16 +173,26 @@ class Probe(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse two probes of one name, whose results would overwrite each other."""
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if sum(isinstance(callback, Probe) and callback.name == self.name for callback in callbacks) > 1:
-            raise ValueError(f"Two probes are named {self.name!r}: give each its own name=... .")
+        refuse_namesakes(trainer.callbacks)  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, and fail now rather than after the first epoch if there are no data."""
-        self._seen, self._tick = trainer.global_step, time.monotonic()
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            with isolated(pl_module.device, self.seed):
-                self._loader(trainer)
+        """Start the clock, and fail now rather than after the first epoch if there are no data to measure on."""
+        self._seen, self._tick, self._attended = trainer.global_step, time.monotonic(), -1
+        if self._state["step"] > trainer.global_step:  # of a training before
+            self._state, self.result = self._new_state(), None
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        with isolated(pl_module.device, self.seed):
+            if isinstance(self._loader(trainer), Iterator):
+                raise ValueError(
+                    f"Probe {self.name!r} measures more than once, but its loader is a "
+                    f"{type(self.loader).__name__}, which is used up by the first: pass a list or a DataLoader."
+                )
+        if trainer.global_step == 0 and any(self._folder(trainer).glob("step=*.json")):
+            rank_zero_warn(
+                f"{self._folder(trainer)} holds results of another training, which this one will write over: give the "
+                "Trainer another default_root_dir."
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -245,8 +268,11 @@ class Probe(Callback):
         counts = {"skipped": self._state["skipped"], "failed_controls": len(result.failures)}
         self._log(trainer, {**scalars, "seconds": self._seconds, **counts})
         if trainer.is_global_zero:
-            step = trainer.global_step
-            result.save(self._folder(trainer) / f"step={step}.json", name=self.name, step=step, seconds=self._seconds)
+            step, folder = trainer.global_step, self._folder(trainer)
+            try:
+                result.save(folder / f"step={step}.json", name=self.name, step=step, seconds=self._seconds)
+            except OSError as error:  # a full disk is no reason to end the training
+                rank_zero_warn(f"Probe {self.name!r} cannot write its result of step {step}: {error}.")
 
     def _folder(self, trainer: Trainer) -> Path:
         return Path(trainer.default_root_dir) / "probes" / self.name
@@ -272,3 +298,15 @@ class Probe(Callback):
                 f"Probe {self.name!r} needs data: pass loader=... or give the Trainer a validation loader."
             )
         return leaves[0]
+
+
+def refuse_namesakes(callbacks: Iterable[Callback]) -> None:
+    """Refuse two probes of one name, whose results would overwrite each other.
+
+    Raises:
+        ValueError: there are two.
+    """
+    names = [callback.name for callback in callbacks if isinstance(callback, Probe)]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"Two probes are named {name!r}: give each its own name=... .")

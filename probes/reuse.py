@@ -23,11 +23,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from algornn.probes.batches import field_of, size_of, take
 from algornn.probes.controls import bootstrap, finite, scrambled, with_interval
 from algornn.probes.mask_overlap import overlap
+from algornn.probes.model_copy import call_with
 from algornn.probes.probe import Probe
 from algornn.probes.result import ProbeResult
 from algornn.probes.subject import Subject
@@ -64,6 +64,8 @@ class ReuseProbe(Probe):
         **schedule: Any,
     ) -> None:
         super().__init__(**schedule)
+        if isinstance(sites, str):
+            raise TypeError(f"sites is a list of sites, got the text {sites!r}: write [{sites!r}].")
         if not 0 < kept <= 1:
             raise ValueError(f"kept is a share of the weights, above 0 and at most 1, got {kept}.")
         if rank < 1:
@@ -138,7 +140,7 @@ def gradient_of(model: nn.Module, loss: Callable[..., Tensor], batch: Any) -> Te
         ValueError: the loss depends on no parameter.
     """
     leaves = {n: p.detach().requires_grad_() for n, p in model.named_parameters() if p.is_floating_point()}
-    value = loss(lambda *args, **kwargs: functional_call(model, leaves, args, kwargs), batch)
+    value = loss(lambda *args, **kwargs: call_with(model, leaves, *args, **kwargs), batch)
     if not value.requires_grad:
         raise ValueError("The loss does not depend on the model's parameters: is the forward under no_grad?")
     found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)

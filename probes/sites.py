@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_SITE = re.compile(r"(?P<path>[\w.]*)(?P<input>:input)?(?P<slots>(\[[^\[\]]+\])*)(@(?P<call>-?\d+|:))?")
+_SITE = re.compile(r"(?P<path>[^\[\]:@]*)(?P<input>:input)?(?P<slots>(\[[^\[\]]+\])*)(@(?P<call>-?\d+|:))?")
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -56,7 +56,7 @@ class Site:
         Raises:
             ValueError: the text is no site.
         """
-        match = _SITE.fullmatch(text)
+        match = _SITE.fullmatch(text) if isinstance(text, str) else None
         if match is None:
             raise ValueError(f"A site is written 'path:input[slot]@call', such as 'lstm[1][0]@-1', got {text!r}.")
         slots = tuple(

@@ -17,10 +17,9 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from algornn.probes.batches import Batches
-from algornn.probes.model_copy import copy_of
+from algornn.probes.model_copy import call_with, copy_of
 from algornn.probes.sites import activations
 
 Loss = Callable[[Callable[..., Any], Any], Tensor]
@@ -100,7 +99,7 @@ class Subject:
         buffers = {} if model is self.model else {name: buffer.clone() for name, buffer in model.named_buffers()}
 
         def recorded(*args: Any, **kwargs: Any) -> Any:
-            outputs.append(functional_call(model, buffers, args, kwargs) if buffers else model(*args, **kwargs))
+            outputs.append(call_with(model, buffers, *args, **kwargs) if buffers else model(*args, **kwargs))
             return outputs[-1]
 
         with torch.set_grad_enabled(gradient):
@@ -210,6 +209,7 @@ def cross_entropy(call: Callable[..., Any], batch: Any) -> Tensor:
 
     Raises:
         TypeError: the batch is not a pair.
+        ValueError: the output and y do not fit.
     """
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise TypeError(
@@ -217,7 +217,17 @@ def cross_entropy(call: Callable[..., Any], batch: Any) -> Tensor:
             "Pass loss=..., a function of (call, batch), or give the LightningModule a method loss(self, call, batch)."
         )
     x, y = batch
-    return F.cross_entropy(call(x), y)
+    output = call(x)
+    try:
+        return F.cross_entropy(output, y)
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        kinds = [f"{v.dtype} {list(v.shape)}" if isinstance(v, Tensor) else type(v).__name__ for v in (output, y)]
+        raise ValueError(
+            f"The default cross-entropy does not fit the output ({kinds[0]}) and y ({kinds[1]}) of a batch (x, y): "
+            f"{str(error).rstrip('.')}. Pass loss=..., a function of (call, batch)."
+        ) from error
 
 
 def _to_cpu(tensor: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ class TensorProductProbe(Probe):
         test = usable & held_out(sequences, self.test_fraction, subject.generator)
         train = (usable & ~test).nonzero().flatten()
         if len(train) < 2 or not test.any():
-            return ProbeResult({"examples": float(usable.sum())})
+            return controls.nothing(int(usable.sum()), len(usable))
         schemes = [*self.schemes, *([GIVEN] if sequences.given is not None else [])]
         pairs = {scheme: sequences.pairs(scheme) for scheme in schemes}
         fit = _Fit(pairs, rows["activation"], rows["scrambled"], train, test.nonzero().flatten(), self.ridge)
@@ -276,7 +276,12 @@ def decisions(output: Any, size: int) -> Tensor:
 
 
 def _instead(estimate: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda activation: estimate.to(activation).view_as(activation)
+    def edit(activation: Tensor) -> Tensor:
+        if not activation.is_floating_point():
+            raise ValueError(f"A reconstruction cannot take the place of {activation.dtype}: set substitute=False.")
+        return estimate.to(activation).view_as(activation)
+
+    return edit
 
 
 def _order(n: int, generator: torch.Generator) -> Tensor:

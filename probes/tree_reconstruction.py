@@ -102,7 +102,7 @@ class TreeReconstructionProbe(Probe):
         kept = finite_rows(rows[""])
         H, trees = rows[""][kept], [rows["tree"][row] for row in kept.tolist()]
         if len(H) < 2:
-            return ProbeResult({"examples": float(len(H))})
+            return controls.nothing(len(H), len(rows[""]))
         forest = Forest.of(trees)
         jobs = [H, rows["twin"][kept]]
         for _ in range(self.permutations):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import shutil
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +48,18 @@ class Unfinished:
         return self.file is not None and time.monotonic() - self._saved >= SECONDS
 
     def save(self, value: Any) -> None:
-        """Write tensors, numbers and texts, all at once or not at all."""
+        """Write tensors, numbers and texts, all at once or not at all; without space for them, warn and go on."""
         if self.file is not None:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            partial = self.file.with_suffix(".part")
-            torch.save(value, partial)
-            partial.replace(self.file)
+            partial = self.file.with_suffix(f".{os.getpid()}.part")
+            try:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                torch.save(value, partial)
+                partial.replace(self.file)
+            except (OSError, RuntimeError) as error:  # torch says RuntimeError of a full disk
+                with contextlib.suppress(OSError):
+                    partial.unlink()
+                text = f"{self.file} cannot be written, so an interruption costs all that is learned: {error}"
+                warnings.warn(text, stacklevel=2)
         self._saved = time.monotonic()
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
 from functools import partial
@@ -93,8 +93,14 @@ class WeightMaskProbe(Probe):
         control_network: bool = False,
         **schedule: Any,
     ) -> None:
+        for name, names in {"tasks": tasks, "masked": masked}.items():
+            if isinstance(names, str):
+                raise TypeError(f"{name} is a list, got the text {names!r}: write [{names!r}].")
         if tasks is not None and not tasks:
             raise ValueError("tasks is empty: name at least one task, or leave it out to split batches by their group.")
+        loaders = tasks if isinstance(tasks, Mapping) else {}
+        if spent := [name for name, loader in loaders.items() if isinstance(loader, Iterator)]:
+            raise ValueError(f"The loaders of tasks {spent} are used up by one reading: pass lists or DataLoaders.")
         if isinstance(tasks, Mapping) and schedule.get("loader") is None:
             schedule["loader"] = next(iter(tasks.values()))
         super().__init__(loss=loss, **schedule)
@@ -150,15 +156,17 @@ class WeightMaskProbe(Probe):
         order = torch.randint(len(batches), (self.steps,), generator=generator, device=subject.device).tolist()
         learning = MaskLearning(subject, weights, self.lr, self.beta, self.samples)
         settings = (self.steps, self.lr, self.beta, self.samples)
-        kept = Unfinished(subject.folder, "mask", (settings, weights, batches, generator.get_state()))
+        model = dict(subject.model.state_dict())
+        kept = Unfinished(subject.folder, "mask", (settings, model, list(weights), batches, generator.get_state()))
         done = learning.resume(kept.load(), generator)
         looks = {"delay": _PATIENCE, "disable": None, "leave": False}
         with tqdm(total=self.steps, initial=done, desc="mask", unit="step", **looks) as bar:
             for start in range(done, self.steps, _SLICE):
-                learning.advance(batches, order[start : start + _SLICE], generator)
-                bar.update(min(_SLICE, self.steps - start))
-                if kept.due():
-                    kept.save(learning.state(min(self.steps, start + _SLICE), generator))
+                stop = min(start + _SLICE, self.steps)
+                learning.advance(batches, order[start:stop], generator)
+                bar.update(stop - start)
+                if kept.due() or stop == self.steps:  # many short masks take long, too
+                    kept.save(learning.state(stop, generator))
         return learning.logits
 
     def _job(
@@ -172,12 +180,13 @@ class WeightMaskProbe(Probe):
         """Learn one mask and evaluate it and its inverse on every sub-task."""
         if name == UNMASKED:
             P = sum(weight.numel() for weight in weights.values())
-            mask = torch.ones(P, dtype=torch.bool, device=subject.device)
+            mask, lost = torch.ones(P, dtype=torch.bool, device=subject.device), False
         else:
             chosen = tasks.values() if name == CONTROL else [tasks[name]]
             batches = [batches[i] for batches in chosen for i in range(0, len(batches), 2)]
-            mask = self.learn(subject, batches, weights, generator) > 0
-        row: dict[str, Any] = {"mask": mask}
+            logits = self.learn(subject, batches, weights, generator)
+            mask, lost = logits > 0, not bool(logits.isfinite().all())
+        row: dict[str, Any] = {"mask": mask, "lost": lost}
         for prefix, m in {"": mask, "inverse_": ~mask}.items():
             scores = {task: self._evaluate(subject, weights, m, batches) for task, batches in tasks.items()}
             row[f"{prefix}loss"] = {task: loss for task, (loss, _) in scores.items()}
@@ -215,7 +224,11 @@ class WeightMaskProbe(Probe):
                 return outputs[-1]
 
             size = size_of(batch)
-            loss += float(subject.loss(recorded, batch)) * size
+            value = subject.loss(recorded, batch)
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                kind = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+                raise TypeError(f"loss(call, batch) must return the mean over the batch as one number, got {kind}.")
+            loss += float(value) * size
             if not outputs:
                 raise ValueError("The loss never calls the model: loss(call, batch) must use call(*forward_args).")
             accuracy += float((self.score or accuracy_of)(outputs[-1], batch).double().mean()) * size
@@ -234,6 +247,9 @@ class WeightMaskProbe(Probe):
             if unknown:
                 raise ValueError(f"tasks names {unknown}, which no batch belongs to; there are {list(tasks)}.")
             tasks = {name: tasks[name] for name in self.tasks or tasks}
+        taken = {UNMASKED, CONTROL} & tasks.keys()
+        if taken:
+            raise ValueError(f"A mask is called {min(taken)!r} already: give that task another name in tasks={{...}}.")
         return tasks
 
 
@@ -250,7 +266,8 @@ def maskable(model: nn.Module, masked: Sequence[str] | None = None) -> dict[str,
         chosen = {n: p for n, p in model.named_parameters() if any(fnmatch(n, pattern) for pattern in masked)}
     if not chosen:
         raise ValueError(
-            f"No parameter to mask fits {masked or 'two dimensions or more'}: pass masked=[patterns of names]."
+            f"No parameter to mask fits {masked or 'two dimensions or more'}: pass masked=[patterns of names], of "
+            f"{', '.join(list(dict(model.named_parameters()))[:5]) or 'a model that has parameters'}."
         )
     return {name: p.detach() for name, p in chosen.items() if p.is_floating_point()}
 

@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+import torch
 from tiny_runs import TINY
 
 from algornn import cli
@@ -117,10 +118,16 @@ def test_a_model_of_ones_own(foreign, model, capsys):
         (["--model=foreign_net:number", "--data=foreign_net:data"], "expected a torch.nn.Module"),
         (["--model=foreign_net:Net", "--data=foreign_net:number"], "expected a loader"),
         (["--run_dir=nowhere"], "no run folder"),
+        (["--run_dir=nowhere", "--data=foreign_net:data"], "leave out --data"),
+        (["--model=foreign_net:Net", "--data=foreign_net:data", "--ckpt_path=last"], "--ckpt_path is a run's"),
+        (["--model=foreign_net:Net", "--data=foreign_net:data", "--stage=test"], "--stage test is a set"),
+        (["--model=foreign_net:Net", "--data=foreign_net:data", "--device=gpo"], "--device gpo cannot be used"),
+        (["--model=foreign_net:Net", "--data=foreign_net:data", "--probe.at=lstn"], "close names: lstm"),
+        (["--model=foreign_net:Net", "--data=foreign_net:data", "--out=foreign_net.py"], "Not a directory"),
     ],
 )
 def test_bad_input_is_one_sentence(foreign, options, words, capsys):
-    assert cli.main(["probe", *options, "--probe=FastWeightProbe"]) == 2
+    assert cli.main(["probe", "--probe=FastWeightProbe", *options]) == 2
     error = capsys.readouterr().err
     assert words in error
     assert len(error.strip().splitlines()) == 1
@@ -129,6 +136,31 @@ def test_bad_input_is_one_sentence(foreign, options, words, capsys):
 def test_an_unknown_probe_is_named(foreign, capsys):
     assert cli.main(["probe", "--model=foreign_net:Net", "--data=foreign_net:data", "--probe=FastWaitProbe"]) == 2
     assert "FastWeightProbe" in capsys.readouterr().err
+
+
+def test_what_is_missing_is_named(foreign, capsys):
+    assert cli.main(["probe", "--run_dir=run"]) == 2
+    assert "give --probe CLASS" in capsys.readouterr().err
+    assert cli.main(["probe", "--run_dir=run", "--probe=LinearDecodingProbe"]) == 2
+    assert capsys.readouterr().err.strip().endswith("required: sites")
+    assert cli.main(["probe", "--run_dir=run", "--probe=FastWeight"]) == 2
+    assert "did you mean 'FastWeightProbe'?" in capsys.readouterr().err
+
+
+def test_weights_of_another_model_are_refused(run, tmp_path, capsys):
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=False)
+    checkpoint["state_dict"].popitem()
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    options = ["--ckpt_path", str(tmp_path / "other.ckpt"), "--out", str(tmp_path)]
+    assert cli.main(["probe", "--run_dir", str(run), "--probe=FastWeightProbe", *options]) == 2
+    assert "weights of another model" in capsys.readouterr().err
+
+
+def test_two_probes_of_one_name_are_refused(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(run.parent)
+    probes = ["--trainer.callbacks+=FastWeightProbe", "--trainer.callbacks+=FastWeightProbe"]
+    assert cli.main(["fit", "--config", "tiny.yaml", "--run_dir", str(tmp_path / "two"), *probes]) == 2
+    assert "Two probes are named 'fast_weight'" in capsys.readouterr().err
 
 
 def test_run_and_command_agree(run):

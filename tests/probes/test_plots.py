@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from itertools import pairwise
 
 import pytest
 from tiny_learner import Learner, loader
@@ -47,3 +48,28 @@ def test_heatmaps_show_rows_by_columns():
 def test_an_unknown_kind_is_named():
     with pytest.raises(ValueError, match=r"one of \['bar', 'heatmap', 'line'\], got 'pie'"):
         draw({"kind": "pie", "x": []})
+
+
+def test_many_lines_differ_and_their_legend_stands_beside_them():
+    figure = draw({"kind": "line", "x": [0, 1], "series": {f"site {i}": [i, 0] for i in range(16)}})
+    axes = figure.axes[0]
+    figure.canvas.draw()
+    assert len({(line.get_color(), line.get_linestyle()) for line in axes.get_lines()}) == 16
+    assert axes.get_legend().get_window_extent().x0 >= axes.get_window_extent().x1
+    assert figure.bbox.x1 >= axes.get_legend().get_window_extent().x1
+
+
+def test_many_bars_have_names_that_do_not_overlap_and_no_numbers():
+    names = [f"a pair of sites of number {i}" for i in range(60)]
+    figure = draw({"kind": "bar", "x": names, "series": {"a": [1.0] * 60, "b": [2.0] * 60}})
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+    assert all(a.x1 <= b.x0 for a, b in pairwise(boxes))
+    assert not axes.texts
+    assert axes.get_window_extent().height > 0.3 * figure.bbox.height
+
+
+def test_what_is_no_number_can_be_read():
+    figure = draw({"kind": "heatmap", "x": ["p", "q"], "y": ["r"], "values": [[None, 0.0]]})
+    assert [text.get_color() for text in figure.axes[0].texts] == ["k", "w"]

@@ -11,7 +11,7 @@ from tiny_learner import Learner, MeanLoss, Memory, collate, loader, train
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from algornn.probes import FastWeightProbe, Probe, ProbeResult, WeightMaskProbe
+from algornn.probes import ConsistencyProbe, FastWeightProbe, Probe, ProbeResult, WeightMaskProbe
 from algornn.probes.batches import Batches
 from algornn.probes.model_copy import copy_of
 
@@ -44,7 +44,7 @@ def test_schedule(schedule, settings, steps, tmp_path):
 
 
 def test_a_schedule_below_one_is_refused():
-    with pytest.raises(ValueError, match="every_n_steps must be a positive number or None, got 0"):
+    with pytest.raises(ValueError, match="every_n_steps must be a positive whole number or None, got 0"):
         MeanLoss(every_n_steps=0)
 
 
@@ -116,6 +116,35 @@ def test_two_probes_of_one_name_are_refused(tmp_path):
         train([MeanLoss(), MeanLoss(seed=1)], tmp_path)
     train([MeanLoss(), MeanLoss(seed=1, name="second")], tmp_path, max_steps=1)
     assert steps_of(tmp_path) == steps_of(tmp_path, "second") == [1]
+
+
+def test_a_probe_measures_one_training_after_another(tmp_path):
+    probe = MeanLoss(max_seconds=1000)
+    twins = ConsistencyProbe(exceptions=loader(8), rule="group")
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        train([probe, twins], folder, max_epochs=1)
+        assert steps_of(folder) == steps_of(folder, "consistency") == [9]
+        assert probe.state_dict()["runs"] == len(twins.state_dict()["overgeneralisation"]) == 1
+
+
+def test_results_of_another_training_are_not_lost_in_silence(tmp_path, recwarn):
+    train([MeanLoss()], tmp_path, max_steps=1)
+    assert not [w for w in recwarn if "results of another training" in str(w.message)]
+    with pytest.warns(UserWarning, match=r"mean_loss holds results of another training.*another default_root_dir"):
+        train([MeanLoss(seed=1)], tmp_path, max_steps=1)
+
+
+def test_a_loader_for_one_reading_is_refused_before_training(tmp_path):
+    with pytest.raises(ValueError, match="more than once, but its loader is a generator"):
+        train([MeanLoss(loader=(batch for batch in loader(8)))], tmp_path)
+
+
+def test_a_result_that_cannot_be_written_does_not_end_the_training(tmp_path):
+    (tmp_path / "probes").write_text("no folder")
+    probe = MeanLoss()
+    with pytest.warns(UserWarning, match="cannot write its result of step 9"):
+        train([probe], tmp_path)
+    assert probe.state_dict()["step"] == 18
 
 
 def test_state_keys_tell_instances_apart():

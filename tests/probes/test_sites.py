@@ -68,7 +68,7 @@ def test_a_sites_text_is_read_and_written(text):
     assert str(Site.parse(text)) == text
 
 
-@pytest.mark.parametrize("text", ["a[", "a@x", "a@", "a b", "a:output", "a@1[0]"])
+@pytest.mark.parametrize("text", ["a[", "a@x", "a@", "a:b", "a:output", "a@1[0]"])
 def test_a_text_that_is_no_site(text):
     with pytest.raises(ValueError, match="A site is written"):
         Site.parse(text)

@@ -44,9 +44,11 @@ def block_tasks(weight, batches=4, b=64):
     return tasks
 
 
-def linear(weight):
-    layer = nn.Linear(*weight.shape, bias=False)
+def linear(weight, bias=None):
+    layer = nn.Linear(*weight.shape, bias=bias is not None)
     layer.weight.data = weight
+    if bias is not None:
+        layer.bias.data = bias
     return layer
 
 
@@ -124,15 +126,32 @@ def test_an_interrupted_measurement_goes_on_to_the_same_masks(tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("change", ["weights", "data", "settings", "damage"])
+def test_short_masks_are_kept_as_well(tmp_path, monkeypatch):
+    weight = matrix(2 * M, torch.Generator().manual_seed(0))
+    monkeypatch.setattr(unfinished, "clear", lambda folder: None)
+    WeightMaskProbe(block_tasks(weight), relative_error, steps=3).run(linear(weight), folder=tmp_path)
+    assert len(list(tmp_path.glob("unfinished/mask-*.pt"))) == 3
+
+
+def test_without_space_masks_are_learned_all_the_same(tmp_path):
+    weight = matrix(2 * M, torch.Generator().manual_seed(0))
+    probe = WeightMaskProbe(block_tasks(weight), relative_error, steps=3)
+    (tmp_path / "unfinished").write_text("no folder")
+    with pytest.warns(UserWarning, match="cannot be written"):
+        assert repr(probe.run(linear(weight), folder=tmp_path)) == repr(probe.run(linear(weight)))
+
+
+@pytest.mark.parametrize("change", ["weights", "bias", "data", "settings", "damage"])
 def test_masks_of_another_measurement_are_not_taken_up(change, tmp_path, monkeypatch):
     weight = matrix(2 * M, torch.Generator().manual_seed(0))
     monkeypatch.setattr(unfinished, "SECONDS", 0.0)
     monkeypatch.setattr(unfinished, "clear", lambda folder: None)
-    tasks, settings = block_tasks(weight), {"steps": 100, "beta": 1e-3}
-    WeightMaskProbe(tasks, relative_error, **settings).run(linear(weight), folder=tmp_path)
+    tasks, settings, bias = block_tasks(weight), {"steps": 100, "beta": 1e-3}, torch.zeros(2 * M)
+    WeightMaskProbe(tasks, relative_error, **settings).run(linear(weight, bias), folder=tmp_path)
     if change == "weights":
         weight = weight + 1e-3
+    elif change == "bias":  # which no mask covers
+        bias = bias + 1
     elif change == "data":
         tasks["task 2"] = [(x + 1e-3, y) for x, y in tasks["task 2"]]
         tasks["task 1"] = [(x + 1e-3, y) for x, y in tasks["task 1"]]
@@ -141,8 +160,8 @@ def test_masks_of_another_measurement_are_not_taken_up(change, tmp_path, monkeyp
     else:
         for file in tmp_path.glob("unfinished/*.pt"):
             file.write_bytes(file.read_bytes()[:100])
-    fresh = WeightMaskProbe(tasks, relative_error, **settings).run(linear(weight))
-    again = WeightMaskProbe(tasks, relative_error, **settings).run(linear(weight), folder=tmp_path)
+    fresh = WeightMaskProbe(tasks, relative_error, **settings).run(linear(weight, bias))
+    again = WeightMaskProbe(tasks, relative_error, **settings).run(linear(weight, bias), folder=tmp_path)
     assert repr(again) == repr(fresh)
 
 
