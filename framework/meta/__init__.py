@@ -1,6 +1,7 @@
 """Meta-learners, and the worlds that they act in."""
 
 from algornn.meta.actor_critic import ActorCritic, EpisodeReturns
+from algornn.meta.control_worlds import CartPoleSwingUp, ControlWorld, Pendulum, PointMass, Reacher
 from algornn.meta.graph_world import GraphWorld
 from algornn.meta.in_context import InContextLearner, InContextScores
 from algornn.meta.learned_objective import HalfSquare, LearnedObjective
@@ -11,6 +12,8 @@ from algornn.meta.world import World
 __all__ = [
     "VSML",
     "ActorCritic",
+    "CartPoleSwingUp",
+    "ControlWorld",
     "EpisodeReturns",
     "GraphWorld",
     "HalfSquare",
@@ -18,5 +21,8 @@ __all__ = [
     "InContextScores",
     "LearnedObjective",
     "OnlineNetwork",
+    "Pendulum",
+    "PointMass",
+    "Reacher",
     "World",
 ]
