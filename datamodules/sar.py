@@ -164,6 +164,11 @@ class SAR(TokenDataModule):
         self.test_pairs = test_pairs
         self.both = round(float(split.removeprefix("p=")) * _SIZE)
 
+    @property
+    def note(self) -> str:
+        """Whether the test's episodes are shorter than those of the release."""
+        return "" if self.test_pairs == _SIZE else f"{self.test_pairs} pairs in an episode of the test"
+
     def dataset_of(self, stage: str) -> TokenDataset:
         """The episodes of a stage."""
         if stage == "test":

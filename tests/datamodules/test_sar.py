@@ -87,6 +87,7 @@ def test_the_test_pairs_every_word_of_x2_with_every_word_of_y2_once():
 def test_shorter_episodes_of_the_test_have_the_same_pairs(pairs, episodes_per_round):
     whole, cut = SAR().dataset("test"), SAR(test_pairs=pairs).dataset("test")
     assert len(cut) == 250 * episodes_per_round
+    assert SAR(test_pairs=pairs).note == ("" if pairs == 250 else f"{pairs} pairs in an episode of the test")
     for b in (0, 7, 249):
         parts = [cut[b * episodes_per_round + i].tokens for i in range(episodes_per_round)]
         assert max(len(part) for part in parts) == 2 * pairs + 2
