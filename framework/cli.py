@@ -360,6 +360,9 @@ def main(args: list[str] | None = None) -> int:
             raise
         print(f"algornn: error: {plain_sentence(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("algornn: interrupted. The same command goes on with what was kept.", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -52,7 +52,7 @@ class Probe(Callback):
         max_fraction: share of the run's wall time that measurements may take. A measurement that is expected (from the
             running mean of the earlier ones) to overdraw either budget is skipped.
         seed: of everything random in the measurement.
-        name: folder and key of the results; None: the class name in lower case without "Probe".
+        name: folder and key of the results; None: that of the class without "Probe", such as `weight_mask`.
 
     A subclass keeps its constructor's arguments in attributes of their names, and what changes in attributes that begin
     with an underscore: `state_key` is made of the former.

@@ -14,6 +14,7 @@ _GAMMA, _FIRST, _SECOND = (value - 2**64 for value in (0x9E3779B97F4A7C15, 0xBF5
 class World(ABC):
     """B episodes of one length that run side by side on the device of their batch.
 
+    A subclass sets `seed` in its constructor, which gets the batch, and `length`, and adds 1 to `time` in every `step`.
     Everything random in an episode comes from its seed by `chance`, so that it does not depend on the other episodes of
     the batch, on the number of processes or on where a run was resumed.
 

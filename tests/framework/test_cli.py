@@ -351,3 +351,12 @@ def data_folder(benchmark: str) -> Path:
     if not (folder / benchmark).is_dir():
         pytest.skip(f"no files at {folder / benchmark}: set ALGORNN_DATA to the folder that holds {benchmark}/")
     return folder
+
+
+def test_an_interrupted_command_ends_in_one_sentence(monkeypatch, capsys):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run", interrupted)
+    assert cli.main(["probe"]) == 130
+    assert capsys.readouterr().err == "algornn: interrupted. The same command goes on with what was kept.\n"

@@ -1,7 +1,9 @@
 """ActorCritic: the loss against its equation, what it learns, processes, and its place in the command line."""
 
 import json
+import re
 from functools import partial
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -11,7 +13,6 @@ from torch import nn
 from algornn import LSTM, ActorCritic, FastWeightMemory, GraphWorld, MemoryAugmentedLSTM, RecurrentAgent, cli
 from algornn.datamodules import GraphNavigation
 from algornn.meta.actor_critic import EpisodeReturns, discounted
-from algornn.meta.world import World
 
 
 def agent(layer=None):
@@ -79,27 +80,14 @@ def test_an_untrained_agent_has_the_published_return():
     assert float(returns.mean()) == pytest.approx(45.5, abs=4 * 20 / 600**0.5)  # released logs; 20 is their deviation
 
 
-class Lever(World):
-    """The arm that pays is the seed's parity; the agent sees its last action and reward."""
-
-    length = 6
-
-    def __init__(self, batch):
-        self.seed, self.seen = batch.seed, torch.zeros(len(batch.seed), 3)
-
-    def observe(self):
-        return self.seen
-
-    def step(self, action):
-        self.time += 1
-        reward = (action == self.seed % 2).float()
-        self.seen = torch.cat([torch.nn.functional.one_hot(action, 2).float(), reward[:, None]], 1)
-        return reward
-
-
-def test_an_agent_learns_to_learn_which_lever_pays():
+def test_the_agent_of_the_documentation_learns_to_learn_which_lever_pays():
+    page = Path(__file__).parents[2] / "docs" / "models.md"
+    examples = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    found = {}
+    exec(compile(next(part for part in examples if "Lever" in part), str(page), "exec"), found)
+    assert isinstance(found["learner"], ActorCritic)
     torch.manual_seed(0)
-    learner = ActorCritic(RecurrentAgent(3, 2, partial(LSTM, hidden_size=16)), Lever, gamma=0.5)
+    learner = ActorCritic(RecurrentAgent(3, 2, partial(LSTM, hidden_size=16)), found["Lever"], gamma=0.5)
     optimizer = torch.optim.Adam(learner.parameters(), 2e-2)
     seeds = type("Batch", (), {"seed": torch.arange(128)})
     for step in range(60):
