@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils._pytree import tree_map
 
 from algornn.memory.associations import clear_masked, state_parts
 
 Parts = tuple[Tensor, ...]
+_BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class _Recurrent(nn.Module):
@@ -51,7 +55,7 @@ class _Recurrent(nn.Module):
     def _run(self, x: Tensor, first: Parts) -> tuple[Tensor, Parts]:
         """Call the network, whose state is a tuple only where it has several parts."""
         start = None if not first else first[0] if len(self.parts) == 1 else first
-        y, new = self.network(x, start)
+        y, new = run_network(self.network, x, start)
         return y, (new,) if len(self.parts) == 1 else new
 
     def _packed(self, x: Tensor, first: Parts, mask: Tensor) -> tuple[Tensor, Parts]:
@@ -72,6 +76,17 @@ class _Recurrent(nn.Module):
     def _batch_first(self, part: Tensor) -> Tensor:
         """Turn PyTorch's ``[layers * directions, B, H]`` into ``[B, layers, D]``."""
         return part.unflatten(0, (self.network.num_layers, -1)).permute(2, 0, 1, 3).flatten(2)
+
+
+def run_network(network: nn.RNNBase, x: Any, start: Any = None) -> tuple[Any, Any]:
+    """Run one of PyTorch's recurrent networks; in float32 where the processor has no instructions for bfloat16.
+
+    There oneDNN, which runs it under autocast on a CPU, refuses with "could not create a primitive descriptor".
+    """
+    if _BFLOAT16 or not torch.is_autocast_enabled("cpu") or next(network.parameters()).device.type != "cpu":
+        return network(x, start)
+    with torch.autocast("cpu", enabled=False):
+        return network(x.float(), tree_map(torch.Tensor.float, start) if start is not None else None)
 
 
 class LSTM(_Recurrent):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from algornn.memory import Associations, AttentionDecomposition, TensorProductMemory
+from algornn.models.recurrent import run_network
 
 
 class SentenceEncoder(nn.Module):
@@ -154,6 +155,6 @@ class LSTMReader(nn.Module):
             # The question moves to the first place after its own story, so that the LSTM reads no padding before it.
             length = mask.sum(1)
             x = x.scatter(1, length[:, None, None].expand(-1, 1, x.shape[-1]), x[:, -1:])
-            y, _ = self.lstm(x)
+            y, _ = run_network(self.lstm, x)
             return self.output(y[torch.arange(len(y), device=y.device), length])
-        return self.output(self.lstm(x)[0][:, -1])
+        return self.output(run_network(self.lstm, x)[0][:, -1])
