@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from algornn import GRU, LSTM, BidirectionalLSTM, DeltaNet, SequenceClassifier
+from algornn.models import recurrent
 
 LENGTHS = [5, 1, 3]
 LAYERS = {
@@ -92,3 +93,16 @@ def test_dropout_between_layers_is_pytorchs():
 def test_ids_beyond_the_vocabulary_are_named():
     with pytest.raises(ValueError, match=r"`tokens` must be ids from 0 to 5, got -1 to 6.*vocab_size"):
         SequenceClassifier(6, 2, LSTM)(torch.tensor([[-1, 6]]))
+
+
+def test_without_instructions_for_bfloat16_it_runs_in_float32(monkeypatch):
+    monkeypatch.setattr(recurrent, "_BFLOAT16", False)
+    layer, x = LSTM(3, 4), torch.randn(2, 5, 3)
+    expected, state = layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, _ = layer(x.bfloat16().float())
+        again, _ = layer(x[:, 3:], tuple(part.bfloat16() for part in layer(x[:, :3])[1]))
+    assert y.dtype == again.dtype == torch.float32
+    torch.testing.assert_close(layer(x.bfloat16().float())[0], y)
+    torch.testing.assert_close(again, expected[:, 3:], rtol=0, atol=0.05)
+    assert state[0].dtype == torch.float32

@@ -1,55 +1,18 @@
 """WeightMaskProbe against networks whose modules are known, and its laws."""
 
 import math
-from functools import partialmethod
 
 import pytest
 import torch
+from blocks import M, block_tasks, linear, matrix, relative_error
 from tiny_learner import Learner, Rows, loader
 from torch import nn
 
-from algornn.probes import ProbeResult, WeightMaskProbe, unfinished
+from algornn.probes import ProbeResult, WeightMaskProbe
 from algornn.probes.mask_learning import INIT, MaskLearning, MaskSampler, masked_call
 from algornn.probes.mask_overlap import _failures, overlap
 from algornn.probes.subject import Subject, cross_entropy
 from algornn.probes.weight_masks import maskable
-
-M = 6  # width of a block
-
-
-def relative_error(call, batch):
-    """Mean squared error over the outputs that the task asks for, relative to the targets' mean square."""
-    x, y = batch
-    asked, target = ~y.isnan(), y.nan_to_num()
-    return ((call(x) - target) * asked).square().sum() / target.square().sum()
-
-
-def matrix(n, generator):
-    """Entries of random sign, 0.5 to 1.5 in size: none of them is negligible."""
-    return (0.5 + torch.rand(n, n, generator=generator)) * (torch.randint(0, 2, (n, n), generator=generator) * 2 - 1)
-
-
-def block_tasks(weight, batches=4, b=64):
-    """Task k puts numbers into block k of x and asks for block k of y."""
-    generator, tasks = torch.Generator().manual_seed(1), {}
-    for k in range(2):
-        block = slice(k * M, (k + 1) * M)
-        data = []
-        for _ in range(batches):
-            x, y = torch.zeros(b, 2 * M), torch.full((b, 2 * M), math.nan)
-            x[:, block] = torch.randn(b, M, generator=generator)
-            y[:, block] = x[:, block] @ weight[block, block].T
-            data.append((x, y))
-        tasks[f"task {k + 1}"] = data
-    return tasks
-
-
-def linear(weight, bias=None):
-    layer = nn.Linear(*weight.shape, bias=bias is not None)
-    layer.weight.data = weight
-    if bias is not None:
-        layer.bias.data = bias
-    return layer
 
 
 def test_blocks_of_a_matrix_with_distractors_are_found_exactly():
@@ -98,71 +61,6 @@ def test_the_logit_of_an_idle_weight_falls_by_lr_in_each_step(steps, lr, beta):
     assert logits[:, M:] == pytest.approx(torch.full((2 * M, M), law), abs=1e-4)
     if steps > 1:
         assert logits[:M, :M].min() > law + 0.5 * lr  # the used ones do not follow it
-
-
-def test_an_interrupted_measurement_goes_on_to_the_same_masks(tmp_path, monkeypatch):
-    weight = matrix(2 * M, torch.Generator().manual_seed(0))
-    probe = WeightMaskProbe(block_tasks(weight), relative_error, steps=300, beta=1e-3)
-    whole = probe.run(linear(weight))
-    monkeypatch.setattr(unfinished, "SECONDS", 0.0)
-    advance, steps = MaskLearning.advance, [0]
-
-    def counted(self, batches, order, generator, last):
-        steps[0] += len(order)
-        if steps[0] > last:
-            raise KeyboardInterrupt
-        return advance(self, batches, order, generator)
-
-    monkeypatch.setattr(MaskLearning, "advance", partialmethod(counted, last=450))  # in the middle of the second mask
-    with pytest.raises(KeyboardInterrupt):
-        probe.run(linear(weight), folder=tmp_path)
-    assert len(list(tmp_path.glob("unfinished/mask-*.pt"))) == 2
-    damaged = tmp_path / "unfinished" / "other.pt"
-    damaged.write_bytes(b"")
-    monkeypatch.setattr(MaskLearning, "advance", partialmethod(counted, last=math.inf))
-    steps[0] = 0
-    assert repr(probe.run(linear(weight), folder=tmp_path)) == repr(whole)
-    assert steps[0] == 3 * 300 - 450
-    assert not list(tmp_path.iterdir())
-
-
-def test_short_masks_are_kept_as_well(tmp_path, monkeypatch):
-    weight = matrix(2 * M, torch.Generator().manual_seed(0))
-    monkeypatch.setattr(unfinished, "clear", lambda folder: None)
-    WeightMaskProbe(block_tasks(weight), relative_error, steps=3).run(linear(weight), folder=tmp_path)
-    assert len(list(tmp_path.glob("unfinished/mask-*.pt"))) == 3
-
-
-def test_without_space_masks_are_learned_all_the_same(tmp_path):
-    weight = matrix(2 * M, torch.Generator().manual_seed(0))
-    probe = WeightMaskProbe(block_tasks(weight), relative_error, steps=3)
-    (tmp_path / "unfinished").write_text("no folder")
-    with pytest.warns(UserWarning, match="cannot be written"):
-        assert repr(probe.run(linear(weight), folder=tmp_path)) == repr(probe.run(linear(weight)))
-
-
-@pytest.mark.parametrize("change", ["weights", "bias", "data", "settings", "damage"])
-def test_masks_of_another_measurement_are_not_taken_up(change, tmp_path, monkeypatch):
-    weight = matrix(2 * M, torch.Generator().manual_seed(0))
-    monkeypatch.setattr(unfinished, "SECONDS", 0.0)
-    monkeypatch.setattr(unfinished, "clear", lambda folder: None)
-    tasks, settings, bias = block_tasks(weight), {"steps": 100, "beta": 1e-3}, torch.zeros(2 * M)
-    WeightMaskProbe(tasks, relative_error, **settings).run(linear(weight, bias), folder=tmp_path)
-    if change == "weights":
-        weight = weight + 1e-3
-    elif change == "bias":  # which no mask covers
-        bias = bias + 1
-    elif change == "data":
-        tasks["task 2"] = [(x + 1e-3, y) for x, y in tasks["task 2"]]
-        tasks["task 1"] = [(x + 1e-3, y) for x, y in tasks["task 1"]]
-    elif change == "settings":
-        settings["beta"] = 2e-3
-    else:
-        for file in tmp_path.glob("unfinished/*.pt"):
-            file.write_bytes(file.read_bytes()[:100])
-    fresh = WeightMaskProbe(tasks, relative_error, **settings).run(linear(weight, bias))
-    again = WeightMaskProbe(tasks, relative_error, **settings).run(linear(weight, bias), folder=tmp_path)
-    assert repr(again) == repr(fresh)
 
 
 def test_probability_of_a_sample_is_the_sigmoid():
