@@ -7,6 +7,7 @@ from algornn.datamodules.cfq import CFQ
 from algornn.datamodules.code_execution import CodeExecution
 from algornn.datamodules.cogs import COGS
 from algornn.datamodules.compositional_table_lookup import CompositionalTableLookup
+from algornn.datamodules.control_tasks import ControlTasks, LifeBatch
 from algornn.datamodules.ctl_plus_plus import CTLPlusPlus
 from algornn.datamodules.digit_arithmetic import AddMul, DigitBatch, DigitDataModule, DoubleAddition
 from algornn.datamodules.graph_navigation import GraphBatch, GraphNavigation
@@ -57,6 +58,7 @@ __all__ = [
     "CatBAbI",
     "CodeExecution",
     "CompositionalTableLookup",
+    "ControlTasks",
     "DigitBatch",
     "DigitDataModule",
     "DoubleAddition",
@@ -71,6 +73,7 @@ __all__ = [
     "LabelledBatch",
     "LabelledDataset",
     "LabelledSequenceDataModule",
+    "LifeBatch",
     "ListOps",
     "Mathematics",
     "PCFGSet",

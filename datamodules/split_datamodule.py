@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple, overload
 import numpy as np
 import torch
 from lightning import LightningDataModule
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 
@@ -169,10 +170,13 @@ class EpochOrder:
         """Batches per epoch (of the whole epoch, wherever it is resumed)."""
         return self.size // (self.batch_size * self.world)
 
+    def order(self) -> NDArray[np.int64]:
+        """The items in the order of this epoch."""
+        return generator(*self.name, self.epoch).permutation(self.size)
+
     def __iter__(self) -> Iterator[list[int]]:
         """The batches from `batch` to the end of the epoch."""
-        order = generator(*self.name, self.epoch).permutation(self.size)
-        step = self.batch_size * self.world
+        order, step = self.order(), self.batch_size * self.world
         for b in range(self.batch, len(self)):
             yield order[b * step + self.rank : (b + 1) * step : self.world].tolist()
 

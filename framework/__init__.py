@@ -32,7 +32,7 @@ from algornn.memory import (
     SoftmaxFeatures,
     TensorProductMemory,
 )
-from algornn.meta import VSML, ActorCritic, GraphWorld, InContextLearner, OnlineNetwork
+from algornn.meta import VSML, ActorCritic, GraphWorld, InContextLearner, MetaGenRL, OnlineNetwork
 from algornn.models import (
     GRU,
     LSTM,
@@ -93,6 +93,7 @@ __all__ = [
     "LanguageModeling",
     "LinearTransformer",
     "MemoryAugmentedLSTM",
+    "MetaGenRL",
     "MultiHeadAttention",
     "NeuralDataRouter",
     "OnlineNetwork",

@@ -1,18 +1,24 @@
 """Meta-learners, and the worlds that they act in."""
 
 from algornn.meta.actor_critic import ActorCritic, EpisodeReturns
+from algornn.meta.agents import Agents
 from algornn.meta.control_worlds import CartPoleSwingUp, ControlWorld, Pendulum, PointMass, Reacher
 from algornn.meta.graph_world import GraphWorld
 from algornn.meta.in_context import InContextLearner, InContextScores
 from algornn.meta.learned_objective import HalfSquare, LearnedObjective
+from algornn.meta.metagenrl import MetaGenRL
 from algornn.meta.online import OnlineNetwork
+from algornn.meta.policy_rules import agreement, improvement
+from algornn.meta.replay import Replay, Segments
 from algornn.meta.vsml import VSML
-from algornn.meta.world import World
+from algornn.meta.world import ContinuousWorld, World
 
 __all__ = [
     "VSML",
     "ActorCritic",
+    "Agents",
     "CartPoleSwingUp",
+    "ContinuousWorld",
     "ControlWorld",
     "EpisodeReturns",
     "GraphWorld",
@@ -20,9 +26,14 @@ __all__ = [
     "InContextLearner",
     "InContextScores",
     "LearnedObjective",
+    "MetaGenRL",
     "OnlineNetwork",
     "Pendulum",
     "PointMass",
     "Reacher",
+    "Replay",
+    "Segments",
     "World",
+    "agreement",
+    "improvement",
 ]

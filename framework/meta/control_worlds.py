@@ -9,15 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from algornn.meta.world import World
+from algornn.meta.world import ContinuousWorld
 
 _FIRST = 1  # stream of chance of the first number of a first state; the others follow
 
 
-class ControlWorld(World):
+class ControlWorld(ContinuousWorld):
     """A body that forces act on; its episodes have a fixed length and no terminal states.
-
-    Actions are ``[B, action_size]``, clipped to [-1, 1].
 
     Args:
         batch: anything with the field `seed` ``[B]``.
@@ -25,15 +23,14 @@ class ControlWorld(World):
 
     Attributes:
         observation_size: O.
-        action_size: D.
         state: ``[B, n]``.
     """
 
     observation_size: ClassVar[int]
-    action_size: ClassVar[int]
 
     def __init__(self, batch: Any, length: int = 100) -> None:
         self.seed, self.length = batch.seed, length
+        self.terminal = torch.zeros_like(self.seed, dtype=torch.bool)
         self.state = self._first()
 
     @abstractmethod
@@ -59,9 +56,9 @@ class ControlWorld(World):
 class PointMass(ControlWorld):
     r"""A mass in the plane that is to be moved to a goal and kept there.
 
-    State: position x, velocity v and the goal g, in the square of :math:`\pm 1`. With the force u and steps of 0.1 s,
-    :math:`v \leftarrow 0.9 v + 0.5 u,\ x \leftarrow x + 0.1 v`. Reward: :math:`-|x - g|` (before the step). Observed:
-    x, v, g - x.
+    State: position x, velocity v and the goal g; x and g begin in the square of :math:`\pm 1`, walls stand at
+    :math:`\pm 2`. With the force u and steps of 0.1 s, :math:`v \leftarrow 0.9 v + 0.5 u,\ x \leftarrow x + 0.1 v`.
+    Reward: :math:`-|x - g|` (before the step). Observed: x, v, g - x.
     """
 
     observation_size, action_size = 6, 2
@@ -79,7 +76,9 @@ class PointMass(ControlWorld):
         x, v, g = self.state.chunk(3, 1)
         reward = -(x - g).norm(dim=1)
         v = 0.9 * v + 0.5 * force
-        return torch.cat([x + 0.1 * v, v, g], 1), reward
+        x = x + 0.1 * v
+        v = torch.where(x.abs() >= 2, 0.0, v)
+        return torch.cat([x.clamp(-2, 2), v, g], 1), reward
 
 
 class Reacher(ControlWorld):

@@ -1,36 +1,15 @@
-"""The objective of MetaGenRL: a loss for policies that is itself a network, and the gradient that improves it."""
+"""The objective of MetaGenRL: a loss for policies that is itself a network."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad
 
-Weights = dict[str, Tensor]
+from algornn.meta.replay import Segments
+
 _BOUND = 1e-3  # k of the soft clip tanh(k y) / k
 _EPSILON = 1e-8  # added to variances
-
-
-class Segments(NamedTuple):
-    """B segments of T steps from a replay buffer.
-
-    Attributes:
-        observation: ``[B, T + 1, O]``, the one after the last step included.
-        action: ``[B, T, D]``, the actions that were taken.
-        reward: ``[B, T]``.
-        terminal: ``[B, T]``, 1.0 where the episode ended.
-        mask: ``[B, T]``, 1.0 at real steps, 0.0 at those that only pad a short episode.
-    """
-
-    observation: Tensor
-    action: Tensor
-    reward: Tensor
-    terminal: Tensor
-    mask: Tensor
 
 
 class LearnedObjective(nn.Module):
@@ -53,48 +32,64 @@ class LearnedObjective(nn.Module):
     Args:
         units: of every layer and of the LSTM.
         features: of the second branch.
+        advantages: let it see :math:`z(Q(s_t, b_t) - V_t)` too, the critic's advantage of what was done, which rewards
+            and values that are standardised apart do not tell; published without.
 
     Source: Kirsch, van Steenkiste and Schmidhuber (2020), "Improving Generalization in Meta Reinforcement Learning
     using Learned Objectives", https://arxiv.org/abs/1910.04098, section 3, and the released code.
     """
 
-    def __init__(self, units: int = 32, features: int = 8) -> None:
+    def __init__(self, units: int = 32, features: int = 8, advantages: bool = False) -> None:
         super().__init__()
         if units < 2 or units % 2:
             raise ValueError(f"`units` must be even, for half of them are ReLU and half square, got {units}.")
         self.actions = nn.Sequential(*_layer(2, units), *_layer(units, units), *_layer(units, units))
-        self.context = nn.Sequential(*_layer(4, units, False), *_layer(units, units, False), nn.Linear(units, features))
+        self.advantages = advantages
+        known = 4 + advantages
+        self.context = nn.Sequential(
+            *_layer(known, units, False), *_layer(units, units, False), nn.Linear(units, features)
+        )
         self.gates = nn.Linear(units + features, 4 * units)
         self.recurrent = nn.Linear(units, 4 * units, bias=False)
         self.head = nn.Sequential(*_layer(units, units), *_layer(units, units), nn.Linear(units, 1, bias=False))
 
-    def forward(self, p: Tensor, value: Tensor, segments: Segments) -> Tensor:
+    def forward(self, p: Tensor, value: Tensor, worth: Tensor, segments: Segments) -> Tensor:
         """Give the loss of every step.
 
         Args:
-            p: the policy's actions ``[B, T, D]``.
-            value: the critic's values V ``[B, T + 1]`` of the policy's actions; no gradient is taken through them.
+            p: the policy's actions ``[..., B, T, D]``.
+            value: the critic's values V ``[..., B, T + 1]`` of the policy's actions; no gradient is taken through them.
+            worth: its values Q ``[..., B, T]`` of the actions that were taken.
             segments: what was done.
 
         Returns:
-            Losses ``[B, T]``, 0 where the mask is.
+            Losses ``[..., B, T]``, 0 where the mask is.
         """
         b, r, mask = segments.action, segments.reward, segments.mask
-        T = b.shape[1]
-        acted = self.actions(torch.stack([b, p], -1)).mean(-2)
-        z = _standardised(value.detach())
+        T = b.shape[-2]
+        acted = self.actions(torch.stack([b, p], -1))
+        if segments.real is None:
+            acted = acted.mean(-2)
+        else:
+            share = segments.real / segments.real.sum(-1, keepdim=True)
+            acted = (acted * share[..., None]).sum(-2)
+        value = value.detach()
+        z = _standardised(value)
         time = torch.arange(T, device=r.device).to(r) / T
-        known = torch.stack([_standardised(r), time.expand_as(r), z[:, 1:] * (1 - segments.terminal), z[:, :-1]], -1)
-        inputs = self.gates(torch.cat([acted, self.context(known)], -1))
-        h = c = inputs.new_zeros(len(b), self.recurrent.in_features)
+        going = 1 - segments.terminal
+        known = [_standardised(r), time.expand_as(r), z[..., 1:] * going, z[..., :-1]]
+        if self.advantages:
+            known.append(_standardised(worth.detach() - value[..., :-1]))
+        inputs = self.gates(torch.cat([acted, self.context(torch.stack(known, -1))], -1))
+        h = c = inputs.new_zeros(*b.shape[:-2], self.recurrent.in_features)
         states = []
         # A cell of our own: PyTorch's has no rule for vmap, and on a GPU no second derivative.
-        for x in reversed(inputs.unbind(1)):
+        for x in reversed(inputs.unbind(-2)):
             i, f, g, o = (x + self.recurrent(h)).chunk(4, -1)
             c = f.sigmoid() * c + i.sigmoid() * g.tanh()
             h = o.sigmoid() * c.tanh()
             states.append(h)
-        y = self.head(torch.stack(states[::-1], 1))[..., 0]
+        y = self.head(torch.stack(states[::-1], -2))[..., 0]
         return (_BOUND * y).tanh() / _BOUND * mask
 
 
@@ -112,72 +107,5 @@ def _layer(inputs: int, units: int, norm: bool = True) -> list[nn.Module]:
 
 
 def _standardised(x: Tensor) -> Tensor:
-    return (x - x.mean()) / (x.var(correction=0) + _EPSILON).sqrt()
-
-
-class Agent(NamedTuple):
-    """An agent's networks and the functions that apply them.
-
-    Attributes:
-        policy: ``policy(w, observation [..., O]) -> action [..., D]``.
-        critic: ``critic(u, observation [..., O], action [..., D]) -> value [...]``.
-        w: the policy's weights.
-        u: the critic's weights.
-    """
-
-    policy: Callable[[Weights, Tensor], Tensor]
-    critic: Callable[[Weights, Tensor, Tensor], Tensor]
-    w: Weights
-    u: Weights
-
-
-def policy_loss(objective: nn.Module, a: Weights, agent: Agent, w: Weights, segments: Segments) -> Tensor:
-    """The learned losses ``[B, T]`` of a policy w on segments, under the objective's weights a."""
-    s = segments.observation
-    p = agent.policy(w, s)
-    value = agent.critic(agent.u, s, p)
-    return functional_call(objective, a, (p[:, :-1], value, segments))
-
-
-def meta_gradient(
-    objective: nn.Module, a: Weights, agent: Agent, batches: tuple[Segments, ...], rate: float = 1e-3
-) -> tuple[Weights, Tensor]:
-    r"""The gradient of the critic's opinion of the policy after steps with the learned objective.
-
-    .. math::
-        w_{k+1} = w_k - h \nabla_w \textstyle\sum_{B_k} \ell(a, w_k), \qquad
-        J(a) = \mathrm{mean}_{B_1 \cup \ldots \cup B_K}\, Q(s, \mu_{w_{K - 1}}(s))
-
-    with one step per batch but the last, on which J is measured too. One function of tensors, so that it can be mapped
-    over agents by `torch.func.vmap`.
-
-    Args:
-        objective: the learned objective.
-        a: its weights.
-        agent: the agent; its own weights are not changed.
-        batches: K sets of segments, K of at least 2.
-        rate: h.
-
-    Returns:
-        :math:`-\partial J / \partial a`, and J.
-
-    Source: Kirsch, van Steenkiste and Schmidhuber (2020), eq. 4 to 6, and the released code, which sums the losses.
-    """
-    if len(batches) < 2:
-        raise ValueError(f"`batches` needs one for every step and one more, expected at least 2, got {len(batches)}.")
-
-    def total(w: Weights, a: Weights, segments: Segments) -> Tensor:
-        return policy_loss(objective, a, agent, w, segments).sum()
-
-    def opinion(a: Weights) -> tuple[Tensor, Tensor]:
-        w = agent.w
-        for segments in batches[:-1]:
-            slope = grad(total)(w, a, segments)
-            w = {name: value - rate * slope[name] for name, value in w.items()}
-        s = torch.cat([segments.observation[:, :-1] for segments in batches])
-        mask = torch.cat([segments.mask for segments in batches])
-        J = (agent.critic(agent.u, s, agent.policy(w, s)) * mask).mean()
-        return -J, J
-
-    slope, J = grad(opinion, has_aux=True)(a)
-    return slope, J
+    variance, mean = torch.var_mean(x, (-2, -1), correction=0, keepdim=True)
+    return (x - mean) / (variance + _EPSILON).sqrt()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -44,13 +46,46 @@ class World(ABC):
         return uniform(self.seed, self.time, stream)
 
 
-def uniform(seed: Tensor, time: int, stream: int) -> Tensor:
-    """Numbers uniform in [0, 1), float64, of the shape of `seed` (int64), by splitmix64 of (seed, time, stream)."""
+class ContinuousWorld(World):
+    """Episodes in which agents act by numbers between -1 and 1, and which may end early.
+
+    Actions are ``[B, action_size]``, clipped to [-1, 1].
+
+    Attributes:
+        action_size: D.
+        terminal: ``[B]`` bool, whether the last step ended the episode; what comes after it does not count.
+    """
+
+    action_size: int
+    terminal: Tensor
+
+
+def uniform(seed: Tensor, time: int, stream: int, shape: Sequence[int] = ()) -> Tensor:
+    """Numbers uniform in [0, 1), float64, by splitmix64 of (seed, time, stream).
+
+    Args:
+        seed: ``[...]`` int64.
+        time: a count.
+        stream: what the numbers are for.
+        shape: of the numbers that every seed gets.
+
+    Returns:
+        ``[..., *shape]``.
+    """
     word = _mixed(_mixed(_mixed(seed) + (time + 1) * _FIRST % 2**63) + (stream + 1) * _SECOND % 2**63)
+    if shape:
+        index = torch.arange(math.prod(shape), device=seed.device)
+        word = _mixed(word[..., None] + index * _GAMMA).unflatten(-1, tuple(shape))
     return _shifted(word, 11).double() * 2.0**-53
 
 
-def pick(number: Tensor, choices: int) -> Tensor:
+def normal(seed: Tensor, time: int, stream: int, shape: Sequence[int]) -> Tensor:
+    """Numbers from N(0, 1), float32, ``[..., *shape]``, as `uniform`."""
+    number = uniform(seed, time, stream, shape).clamp(min=2.0**-53)
+    return (2**0.5 * torch.erfinv(2 * number - 1)).float()
+
+
+def pick(number: Tensor, choices: int | Tensor) -> Tensor:
     """Choose one of 0 to `choices` - 1 by a number in [0, 1)."""
     return (number * choices).long().clamp(max=choices - 1)
 

@@ -1,0 +1,168 @@
+"""Control tasks: the lives of agents in worlds, of which one is kept for agents that learn by a frozen rule."""
+
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from algornn.datamodules.split_datamodule import (
+    EpochOrder,
+    Example,
+    GroupedDataset,
+    ResumableLoader,
+    SplitDataModule,
+    check_positive,
+    generator,
+)
+
+_TENSOR_WORLDS = ("point_mass", "reacher", "pendulum", "cart_pole")
+_SPLITS = {
+    **{held: (tuple(name for name in _TENSOR_WORLDS if name != held), (held,)) for held in _TENSOR_WORLDS},
+    "lunar_lander": (("half_cheetah", "hopper"), ("lunar_lander",)),
+    "hopper": (("lunar_lander", "half_cheetah"), ("hopper",)),
+    "half_cheetah": (("lunar_lander", "hopper", "walker", "ant"), ("half_cheetah",)),
+}
+
+
+class LifeBatch(NamedTuple):
+    """A batch of B agents.
+
+    Attributes:
+        world: B names of worlds.
+        seed: [B] int64, of everything random in an agent's life.
+        group: [B] int64, index of the world among the data module's `groups`.
+        id: [B] int64, number of the agent.
+    """
+
+    world: tuple[str, ...]
+    seed: torch.Tensor
+    group: torch.Tensor
+    id: torch.Tensor
+
+
+class Life(NamedTuple):
+    """One agent: its world, its seed, the world's index, its number."""
+
+    world: str
+    seed: int
+    group: int
+    id: int
+
+
+class Lives(GroupedDataset):
+    """Agents, dealt to worlds in turn.
+
+    Args:
+        groups: Names of all worlds.
+        worlds: Names of the worlds that these agents live in.
+        seeds: Their seeds.
+        repeats: How often they are given; item i is agent i modulo their number.
+    """
+
+    def __init__(
+        self, groups: tuple[str, ...], worlds: tuple[str, ...], seeds: NDArray[np.int64], repeats: int = 1
+    ) -> None:
+        self.groups, self.worlds, self.seeds, self.repeats = groups, worlds, seeds, repeats
+
+    def __len__(self) -> int:
+        """Number of items."""
+        return len(self.seeds) * self.repeats
+
+    def __getitem__(self, index: int) -> Life:
+        """Item `index`."""
+        agent = range(len(self))[index] % len(self.seeds)
+        world = self.worlds[agent % len(self.worlds)]
+        return Life(world, int(self.seeds[agent]), self.groups.index(world), agent)
+
+    def example(self, index: int) -> Example:
+        """The world and the seed of item `index`."""
+        life = self[index]
+        return Example((life.world, str(life.seed)), (), life.world)
+
+
+class InTurn(EpochOrder):
+    """Batches in the order of the items."""
+
+    def order(self) -> NDArray[np.int64]:
+        """0, 1, 2, ..."""
+        return np.arange(self.size)
+
+
+class ControlTasks(SplitDataModule):
+    """Lives of agents for meta-learners of reinforcement learning: every agent has a world and a seed.
+
+    | split | agents train in | test (out of distribution) |
+    |---|---|---|
+    | "point_mass", "reacher", "pendulum", "cart_pole" | the other three of these | the world of that name |
+    | "lunar_lander" | half_cheetah, hopper | lunar_lander |
+    | "hopper" | lunar_lander, half_cheetah | hopper |
+    | "half_cheetah" | lunar_lander, hopper, walker, ant | half_cheetah |
+
+    The stages `val` and `seen` have other agents in the worlds of training. What a world is says the meta-learner,
+    which gets its name. A training batch has the same agents every time: with W processes each has `agents` / W of
+    them, so `batch_size` must be that.
+
+    The last three splits are those of Kirsch, van Steenkiste and Schmidhuber (2020), table 1; the others are this
+    library's.
+
+    Args:
+        split: One of the table.
+        data_dir: Not used; there are no files.
+        batch_size: Agents per batch and process.
+        seed: Seed of the agents' seeds.
+        agents: Agents that train.
+        test_agents: Agents in every world of the other stages.
+
+    Raises:
+        TypeError: A number that is not whole.
+        ValueError: Unknown split, a number below 1, or agents that the batches do not share out.
+
+    Attributes:
+        groups: Names of the worlds.
+    """
+
+    benchmark = "control_tasks"
+    splits = tuple(_SPLITS)
+    further = ("seen",)
+    ood = ("test",)
+
+    def __init__(
+        self,
+        split: str = "pendulum",
+        data_dir: str | os.PathLike[str] | None = None,
+        batch_size: int = 12,
+        seed: int = 0,
+        agents: int = 12,
+        test_agents: int = 5,
+    ) -> None:
+        super().__init__(split, data_dir, batch_size, seed)
+        check_positive(agents=agents, test_agents=test_agents)
+        self.agents, self.test_agents = agents, test_agents
+        self.trained, self.held_out = _SPLITS[split]
+        self.groups = (*self.trained, *self.held_out)
+
+    def dataset_of(self, stage: str) -> Lives:
+        """The agents of a stage."""
+        worlds = self.held_out if stage == "test" else self.trained
+        number = self.agents if stage == "train" else self.test_agents * len(worlds)
+        seeds = generator(self.benchmark, self.split, stage, self.seed).integers(2**62, size=number)
+        return Lives(self.groups, worlds, seeds, repeats=1000 if stage == "train" else 1)
+
+    def train_dataloader(self) -> ResumableLoader:
+        """All agents in every batch, in the same order; process r has agents r, r + W, ... of W processes."""
+        rank, world = self._place()
+        if self.batch_size * world != self.agents:
+            raise ValueError(
+                f"Every training batch has all agents: with {self.agents} agents and {world} processes set batch_size "
+                f"to {self.agents / world:g}, not {self.batch_size}."
+            )
+        dataset = self.dataset("train")
+        return ResumableLoader(dataset, InTurn((), len(dataset), self.batch_size, rank, world), self.collate)
+
+    @staticmethod
+    def collate(items: list[Any]) -> LifeBatch:
+        """A batch of agents."""
+        numbers = torch.tensor([[item.seed, item.group, item.id] for item in items])
+        return LifeBatch(tuple(item.world for item in items), *numbers.unbind(1))

@@ -1,0 +1,348 @@
+"""Populations of actor-critic agents, stacked: one step trains all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from algornn.meta.replay import Replay, Segments
+from algornn.meta.world import ContinuousWorld, normal, uniform
+
+Weights = dict[str, Tensor]
+Rule = Callable[[Weights, Segments], Tensor]
+_BETAS, _EPSILON = (0.9, 0.999), 1e-8
+_TINY = 1e-12
+_SMOOTHING, _SMOOTHED = 0.2, 0.5  # noise of the target policy, and where it is cut
+_BORN, _EPISODE, _UNIFORM, _NOISE, _SEGMENT, _TARGET = range(6)  # streams of chance
+
+
+class Policy(nn.Sequential):
+    r"""A deterministic policy :math:`\mu_w(s)` in [-1, 1]: hidden layers of ReLU and LayerNorm, then tanh.
+
+    Args:
+        observation_size: O.
+        action_size: D.
+        hidden_sizes: units of the hidden layers.
+    """
+
+    def __init__(self, observation_size: int, action_size: int, hidden_sizes: Sequence[int]) -> None:
+        super().__init__(*_layers(observation_size, *hidden_sizes), nn.Linear(hidden_sizes[-1], action_size), nn.Tanh())
+
+
+class TwinCritics(nn.Module):
+    """Two critics of what an action is worth, ``(s [..., O], b [..., D]) -> [..., 2]``.
+
+    Args:
+        observation_size: O.
+        action_size: D.
+        hidden_sizes: units of the hidden layers.
+    """
+
+    def __init__(self, observation_size: int, action_size: int, hidden_sizes: Sequence[int]) -> None:
+        super().__init__()
+        sizes = (observation_size + action_size, *hidden_sizes)
+        self.first, self.second = (nn.Sequential(*_layers(*sizes), nn.Linear(sizes[-1], 1)) for _ in range(2))
+
+    def forward(self, s: Tensor, b: Tensor) -> Tensor:
+        """Both opinions."""
+        x = torch.cat([s, b], -1)
+        return torch.cat([self.first(x), self.second(x)], -1)
+
+
+class Agents:
+    r"""N actor-critics in worlds of their own, side by side: policies :math:`\mu_w`, twin critics (TD3), replay.
+
+    Weights have N in front; agents of several worlds are padded to the widest observation and action, whose further
+    dimensions are 0. The critics learn by TD3,
+
+    .. math::
+        y_t = r_t + \gamma (1 - d_t) \min_k Q_{u'_k}(s_{t+1}, \mu_{w'}(s_{t+1}) + \epsilon), \qquad
+        \epsilon \sim N(0, 0.2^2) \text{ within } \pm 0.5
+
+    in rewards of unit variance (over the agent's first episode), and w', u' follow w and u. What moves the policies is
+    up to the caller: `update` gets rules that give their loss, whose gradient is brought to length 1 for every agent
+    before Adam takes it. Agents begin with episodes at random, during which only the critics learn.
+
+    Everything random comes from the agents' seeds and their time, so that an agent does not depend on the others.
+
+    Args:
+        worlds: for every agent, what makes its world of a batch of seeds.
+        seed: ``[N]`` int64.
+        hidden_sizes: units of the hidden layers of policies and critics.
+        gamma: :math:`\gamma`.
+        learning_rates: of Adam, for the policies and for the critics.
+        polyak: the share of w' and u' that is kept in an update.
+        exploration: standard deviation of the noise on actions.
+        every: updates between episodes.
+        segments: (B, T), how many segments an update draws, of how many steps.
+        random: episodes at the beginning with uniform actions.
+
+    Source: Kirsch, van Steenkiste and Schmidhuber (2020), appendix A, and the released code; Fujimoto, van Hoof and
+    Meger (2018), "Addressing Function Approximation Error in Actor-Critic Methods". Deviations: the unit variance and
+    the unit length above; a time limit is not stored as a terminal state, and a terminal state gives no further reward
+    of 1.
+    """
+
+    capacity = 1000  # episodes in a replay buffer
+
+    def __init__(
+        self,
+        worlds: Sequence[Callable[[Any], ContinuousWorld]],
+        seed: Tensor,
+        hidden_sizes: Sequence[int] = (64, 64),
+        gamma: float = 0.95,
+        learning_rates: tuple[float, float] = (1e-3, 3e-3),
+        polyak: float = 0.95,
+        exploration: float = 0.3,
+        every: int = 10,
+        segments: tuple[int, int] = (32, 10),
+        random: int = 2,
+    ) -> None:
+        self.worlds, self.seed, self.gamma, self.learning_rates = list(worlds), seed.clone(), gamma, learning_rates
+        self.polyak, self.exploration, self.every, self.random = polyak, exploration, every, random
+        self.segments, self.steps = segments
+        made = {world: world(SimpleNamespace(seed=seed[:1])) for world in dict.fromkeys(self.worlds)}
+        sizes = [(made[world].observe().shape[1], made[world].action_size) for world in self.worlds]
+        self.observation_size, self.action_size = (max(size) for size in zip(*sizes, strict=True))
+        self.length = max(world.length for world in made.values())
+        acting = torch.tensor([[d < D for d in range(self.action_size)] for _, D in sizes], device=seed.device)
+        self.real = acting.float()
+        self.replay = Replay(self.real, self.capacity, self.length, self.observation_size)
+        self.nets = {
+            "w": Policy(self.observation_size, self.action_size, hidden_sizes),
+            "u": TwinCritics(self.observation_size, self.action_size, hidden_sizes),
+        }
+        self._policy = vmap(lambda w, s: functional_call(self.nets["w"], w, (s,)))
+        self._critics = vmap(lambda u, s, b: functional_call(self.nets["u"], u, (s, b)))
+        self.time = 0
+        self.age = torch.zeros_like(seed)
+        self.scale = torch.ones(len(seed), device=seed.device)
+        self.w, self.u = (self._fresh(net, self.seed) for net in self.nets.values())
+        self.target_w, self.target_u = ({name: x.clone() for name, x in net.items()} for net in (self.w, self.u))
+        self.moments = {
+            f"{order}_{which}": {name: torch.zeros_like(x) for name, x in getattr(self, which).items()}
+            for which in self.nets
+            for order in ("first", "second")
+        }
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.worlds)
+
+    def policy(self, w: Weights, s: Tensor) -> Tensor:
+        """Actions of the policies with weights w, ``[N, ..., O]`` to ``[N, ..., D]``."""
+        return self._policy(w, s) * self.real.view(len(self), *[1] * (s.dim() - 2), -1)
+
+    def values(self, u: Weights, s: Tensor, b: Tensor) -> Tensor:
+        """What the critics with weights u think of actions, ``[N, ..., 2]``."""
+        return self._critics(u, s, b)
+
+    def opinion(self, s: Tensor, b: Tensor) -> Tensor:
+        """Q, the first critic's opinion, ``[N, ...]``."""
+        return self.values(self.u, s, b)[..., 0]
+
+    # One update.
+
+    def update(self, *rules: tuple[Rule, Tensor | float], expired: Tensor | None = None) -> Tensor | None:
+        """Go through an episode where it is time, teach the critics twice, move the policies once.
+
+        Args:
+            rules: each gives the losses ``[N]`` of policies w on segments, and has a share ``[N]`` in the step.
+            expired: ``[N]`` bool, agents that begin anew where it is time for an episode.
+
+        Returns:
+            Returns ``[N]`` of the episodes, where there were any.
+        """
+        found = None
+        if self.time % self.every == 0:
+            if expired is not None and expired.any():
+                self.renew(expired)
+            episodes = self.collect(1)
+            spread = episodes.reward.flatten(1).std(1).clamp(min=_EPSILON)
+            self.scale = torch.where(self.age == 0, spread, self.scale)
+            self.replay.add(episodes._replace(reward=episodes.reward / self.scale[:, None, None]))
+            found = (episodes.reward * episodes.mask).sum(-1)[:, 0]
+        for half in range(2):
+            self._teach(self.draw(half), half)
+        self._move(rules, self.draw(2))
+        for target, weights in ((self.target_w, self.w), (self.target_u, self.u)):
+            for name, x in target.items():
+                x.lerp_(weights[name], 1 - self.polyak)
+        self.time += 1
+        self.age += 1
+        return found
+
+    def _move(self, rules: Sequence[tuple[Rule, Tensor | float]], segments: Segments) -> None:
+        """Move the policies of the agents that do no longer act at random."""
+        w = _leaves(self.w)
+        step = {name: torch.zeros_like(x) for name, x in w.items()}
+        for rule, share in rules:
+            slope = torch.autograd.grad(rule(w, segments).sum(), list(w.values()))
+            share = torch.as_tensor(share, device=self.seed.device)
+            for name, g in unit(dict(zip(w, slope, strict=True))).items():
+                step[name] += _over(share, g) * g
+        before, moved = self.w, self._adam("w", step, (self.age - self.random * self.every + 1).clamp(min=1))
+        moving = self.age >= self.random * self.every
+        self.w = {name: torch.where(_over(moving, x), x, before[name]) for name, x in moved.items()}
+        for order in ("first", "second"):
+            for x in self.moments[f"{order}_w"].values():
+                x.mul_(_over(moving, x))
+
+    def draw(self, index: int) -> Segments:
+        """Segments from every agent's replay; `index` tells those of one update apart."""
+        number = uniform(self.seed, self.time, _SEGMENT + 10 * index, (self.segments, 2))
+        return self.replay.draw(number, self.steps)
+
+    def _teach(self, segments: Segments, half: int) -> None:
+        """Move the critics by one step of TD3."""
+        s, after = segments.observation[..., :-1, :], segments.observation[..., 1:, :]
+        noise = normal(self.seed, self.time, _TARGET + 10 * half, segments.action.shape[1:])
+        noise = (_SMOOTHING * noise).clamp(-_SMOOTHED, _SMOOTHED)
+        with torch.no_grad():
+            b = (self.policy(self.target_w, after) + noise).clamp(-1, 1) * self.real[:, None, None]
+            worth = self.values(self.target_u, after, b).amin(-1)
+            y = segments.reward + self.gamma * (1 - segments.terminal) * worth
+        u = _leaves(self.u)
+        missed = (self.values(u, s, segments.action) - y[..., None]).square().sum(-1) * segments.mask
+        loss = (missed.sum((1, 2)) / segments.mask.sum((1, 2))).sum()
+        slope = torch.autograd.grad(loss, list(u.values()))
+        self.u = self._adam("u", dict(zip(u, slope, strict=True)), 2 * self.age + half + 1)
+
+    def _adam(self, which: str, slope: Weights, count: Tensor) -> Weights:
+        """The weights after one step of Adam, whose `count` ``[N]`` is every agent's own."""
+        weights, moved = getattr(self, which), {}
+        rate = self.learning_rates[list(self.nets).index(which)]
+        for name, g in slope.items():
+            first, second = (self.moments[f"{order}_{which}"][name] for order in ("first", "second"))
+            first.lerp_(g, 1 - _BETAS[0])
+            second.lerp_(g.square(), 1 - _BETAS[1])
+            mean, square = (x / _over(1 - b**count, x) for x, b in zip((first, second), _BETAS, strict=True))
+            moved[name] = weights[name] - rate * mean / (square.sqrt() + _EPSILON)
+        return moved
+
+    # Acting.
+
+    @torch.no_grad()
+    def collect(self, episodes: int, explore: bool = True, stream: int = _EPISODE) -> Segments:
+        """Let every agent go through episodes, ``[N, episodes, L, ...]``.
+
+        Args:
+            episodes: of every agent.
+            explore: with noise, and by chance alone in an agent's first collections.
+            stream: of chance, for the episodes' seeds.
+        """
+        N, E, D = len(self), episodes, self.action_size
+        seeds = (uniform(self.seed, self.time, stream, (E,)) * 2**62).long()
+        groups = [
+            (torch.tensor([n for n in range(N) if self.worlds[n] is world], device=seeds.device), world)
+            for world in dict.fromkeys(self.worlds)
+        ]
+        running = [(rows, world(SimpleNamespace(seed=seeds[rows].flatten()))) for rows, world in groups]
+        real = self.real[:, None]
+        if explore:
+            noise = self.exploration * normal(self.seed, self.time, _NOISE, (self.length, E, D))
+            chance = 2 * uniform(self.seed, self.time, _UNIFORM, (self.length, E, D)).float() - 1
+            at_random = (self.age < self.random * self.every)[:, None, None]
+        alive = torch.ones(N, E, device=seeds.device)
+        s, steps = self._seen(running, E), []
+        for t in range(self.length):
+            b = self.policy(self.w, s)
+            if explore:
+                b = torch.where(at_random, chance[:, t], b + noise[:, t]).clamp(-1, 1) * real
+            reward, terminal = torch.zeros_like(alive), torch.zeros_like(alive)
+            for rows, world in running:
+                if t >= world.length:
+                    alive[rows] = 0
+                    continue
+                action = b[rows, :, : world.action_size].flatten(0, 1)
+                reward[rows] = world.step(action).view(len(rows), E)
+                terminal[rows] = world.terminal.view(len(rows), E).float()
+            before, s = s, self._seen(running, E)
+            steps.append((before, b, reward * alive, terminal * alive, alive))
+            alive = alive * (1 - terminal)
+        observation, *others = (torch.stack(parts, 2) for parts in zip(*steps, strict=True))
+        return Segments(torch.cat([observation, s[:, :, None]], 2), *others)
+
+    def _seen(self, running: list[tuple[Tensor, ContinuousWorld]], E: int) -> Tensor:
+        """What all agents see, padded, ``[N, E, O]``."""
+        seen = torch.zeros(len(self), E, self.observation_size, device=self.seed.device)
+        for rows, world in running:
+            x = world.observe()
+            seen[rows, :, : x.shape[1]] = x.view(len(rows), E, -1)
+        return seen
+
+    def scores(self, episodes: int = 16) -> Tensor:
+        """Mean returns ``[N]`` of episodes without noise."""
+        found = self.collect(episodes, explore=False, stream=_EPISODE + 100)
+        return (found.reward * found.mask).sum(-1).mean(-1)
+
+    # Birth, and what a checkpoint holds.
+
+    def renew(self, which: Tensor) -> None:
+        """Let some agents, ``[N]`` bool, begin anew with other seeds."""
+        self.seed[which] = (uniform(self.seed, self.time, _BORN) * 2**62).long()[which]
+        self.age[which] = 0
+        self.replay.forget(which)
+        for name, net in self.nets.items():
+            for key, x in self._fresh(net, self.seed[which]).items():
+                for weights in (getattr(self, name), getattr(self, f"target_{name}")):
+                    weights[key] = weights[key].clone()
+                    weights[key][which] = x
+                for order in ("first", "second"):
+                    self.moments[f"{order}_{name}"][key][which] = 0
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that changes, agent by agent: tensors ``[N, ...]``; the time is the same for all."""
+        nets = {name: getattr(self, name) for name in ("w", "u", "target_w", "target_u")} | self.moments
+        weights = {f"{name}.{key}": x for name, net in nets.items() for key, x in net.items()}
+        time = torch.full_like(self.age, self.time)
+        return {"time": time, "seed": self.seed, "age": self.age, "scale": self.scale, **weights} | {
+            f"replay.{name}": x for name, x in self.replay.state_dict().items()
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor], rows: Tensor, places: Tensor) -> None:
+        """Take over agents: rows of the state, for places in this population, int64 both."""
+        mine = self.state_dict()
+        self.replay.load_rows({key[7:]: x for key, x in state.items() if key.startswith("replay.")}, rows, places)
+        for key, x in mine.items():
+            if not key.startswith("replay."):
+                x[places] = state[key][rows].to(x)
+        self.time = int(mine["time"][places[0]])
+
+    @staticmethod
+    def _fresh(net: nn.Module, seed: Tensor) -> Weights:
+        """New weights from the seeds of agents, torch's initialisation."""
+        born = []
+        with torch.random.fork_rng(devices=[]):
+            for own in seed.tolist():
+                torch.manual_seed(own)
+                for part in net.modules():
+                    if isinstance(part, nn.Linear):
+                        part.reset_parameters()
+                born.append({name: p.detach().clone() for name, p in net.named_parameters()})
+        return {name: torch.stack([one[name] for one in born]).to(seed.device) for name in born[0]}
+
+
+def unit(slope: Weights) -> Weights:
+    """Bring the gradients of every agent to length 1."""
+    length = torch.stack([g.square().flatten(1).sum(1) for g in slope.values()]).sum(0).sqrt() + _TINY
+    return {name: g / _over(length, g) for name, g in slope.items()}
+
+
+def _layers(*sizes: int) -> list[nn.Module]:
+    return [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU(), nn.LayerNorm(b))]
+
+
+def _leaves(weights: Weights) -> Weights:
+    return {name: x.detach().requires_grad_() for name, x in weights.items()}
+
+
+def _over(number: Tensor, x: Tensor) -> Tensor:
+    """A number of every agent ``[N]``, or one for all, in a form that goes with its weights ``[N, ...]``."""
+    return number.view(-1, *[1] * (x.dim() - 1))

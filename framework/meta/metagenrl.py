@@ -1,0 +1,246 @@
+"""MetaGenRL: a population of agents that learn by one objective, which is learned from all of their critics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from algornn.learners.learner import Learner
+from algornn.meta.actor_critic import EpisodeReturns
+from algornn.meta.agents import Agents, Rule
+from algornn.meta.policy_rules import agreement, critics_own, improvement, learned, reinforce
+from algornn.meta.replay import Segments
+from algornn.meta.world import ContinuousWorld, uniform
+
+_RIVALS: dict[str, Callable[..., Tensor]] = {"reinforce": reinforce, "critic": critics_own}
+_END, _FLIP = 20, 21  # streams of chance
+_GOLDEN = (5**0.5 - 1) / 2
+_CLIP = 1.0  # norm of the objective's gradient
+
+
+class MetaGenRL(Learner):
+    r"""Learn an objective for policies from the critics of many agents, which learn by it meanwhile.
+
+    Agents (`Agents`) live in their worlds and begin anew at random ages. In every step each goes through an episode
+    where it is time, teaches its critics, and moves its policy along :math:`\beta` times the gradient of the learned
+    objective and :math:`1 - \beta` times that of its own critic, both of length 1; :math:`\beta` rises from 0 to 1 in
+    the first `warmup` steps and stays 0 for the `anchors`. Then the objective's weights a take a step of Adam along the
+    gradient, clipped to 1, of the mean over agents of a score:
+
+    - ``"agreement"``: `algornn.meta.agreement`, of a small step on the actions, with actuators reversed at random;
+    - ``"improvement"``: `algornn.meta.improvement`, as published: one plain step of SGD on the policy's weights, whose
+      gradient is clipped for every agent before the mean.
+
+    To score an objective, it is frozen and fresh agents learn by it, alone, for a lifetime; what counts is their mean
+    return afterwards. In a test the `rivals` are scored in the same way, from the same seeds, as further sets.
+
+    Args:
+        model: the learned objective: `algornn.meta.LearnedObjective`.
+        worlds: what makes each world of a batch of seeds, by the names that the data use.
+        agents: called with the worlds and the seeds of agents, makes a population: `algornn.meta.Agents`.
+        optimizer: called with the objective's weights; None: Adam with its defaults.
+        lifetime: updates of a fresh agent; in training a life lasts between a quarter and 7/4 of it.
+        warmup: :math:`\beta`'s, in steps.
+        anchors: share of the agents that always follow their critic.
+        score: ``"agreement"`` or ``"improvement"``.
+        rivals: other rules that a test scores: ``"reinforce"``, ``"critic"``.
+
+    Source: Kirsch, van Steenkiste and Schmidhuber (2020), "Improving Generalization in Meta Reinforcement Learning
+    using Learned Objectives", https://arxiv.org/abs/1910.04098. Deviations: agreement, anchors, gradients of length 1.
+    """
+
+    reads = ("world", "seed", "id")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        worlds: Mapping[str, Callable[[Any], ContinuousWorld]],
+        agents: Callable[[Sequence[Callable[[Any], ContinuousWorld]], Tensor], Agents],
+        optimizer: Callable[[Iterable], torch.optim.Optimizer] | None = None,
+        lifetime: int = 500,
+        warmup: int = 200,
+        anchors: float = 1 / 3,
+        score: str = "agreement",
+        rivals: Sequence[str] = ("reinforce", "critic"),
+    ) -> None:
+        super().__init__(model, optimizer)
+        if lifetime < 1:
+            raise ValueError(f"`lifetime` is a number of updates, expected at least 1, got {lifetime}.")
+        if score not in ("agreement", "improvement"):
+            raise ValueError(f"`score` must be 'agreement' or 'improvement', got {score!r}.")
+        if unknown := [name for name in rivals if name not in _RIVALS]:
+            raise ValueError(f"`rivals` must be among {', '.join(map(repr, _RIVALS))}, got {unknown[0]!r}.")
+        self.automatic_optimization = False
+        self.worlds, self.agents, self.lifetime, self.warmup = dict(worlds), agents, lifetime, warmup
+        self.anchors, self.score, self.rivals = anchors, score, tuple(rivals)
+        self.population: Agents | None = None
+        self.ids = torch.empty(0, dtype=torch.long)
+        self._saved: list[tuple[Tensor, dict[str, Tensor]]] = []
+
+    # Training.
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """One update of every agent, then one of the objective; return minus the mean score."""
+        agents = self._living(batch)
+        share = self._share()
+        rule: Rule = lambda w, segments: learned(self.model, agents, w, segments).sum((1, 2))  # noqa: E731
+        critic: Rule = partial(critics_own, agents)
+        returns = agents.update((rule, share), (critic, 1 - share), expired=agents.age >= self._ends(agents.seed))
+        scores = self._scores(agents)
+        if self.score == "agreement":
+            gradients = list(torch.autograd.grad(-scores.mean(), list(self.model.parameters())))
+        else:
+            gradients = self._clipped_apart(-scores)
+        optimizer: Any = self.optimizers()
+        for p, gradient in zip(self.model.parameters(), gradients, strict=True):
+            p.grad = self.trainer.strategy.reduce(gradient.detach(), reduce_op="mean")
+        length = torch.nn.utils.clip_grad_norm_(self.model.parameters(), _CLIP)
+        if length.isfinite():
+            optimizer.step()
+        self.log(f"train/{self.score}", scores.detach().mean(), prog_bar=True, sync_dist=True)
+        if returns is not None:
+            for name, mine in self._by_world(batch).items():
+                self.log(f"train/return/{name}", returns[mine].mean())
+        return -scores.detach().mean()
+
+    def _living(self, batch: Any) -> Agents:
+        """The agents of this process: born from the first batch, or taken over from a checkpoint."""
+        if self.population is None:
+            self.population = self._born(batch)
+            self.ids = batch.id.clone()
+            place = {agent: row for row, agent in enumerate(self.ids.tolist())}
+            for ids, state in self._saved:
+                held = [(row, place[agent]) for row, agent in enumerate(ids.tolist()) if agent in place]
+                if held:
+                    self.population.load_state_dict(state, *torch.tensor(held).T)
+            self._saved = []
+        if not torch.equal(batch.id, self.ids):
+            raise ValueError(
+                "MetaGenRL needs the same agents in every batch: the batch size times the number of processes must be "
+                f"the number of agents, got {batch.id.tolist()} after {self.ids.tolist()}. Set data.batch_size."
+            )
+        return self.population
+
+    def _born(self, batch: Any) -> Agents:
+        """Fresh agents for the worlds and seeds of a batch."""
+        if missing := sorted(set(batch.world) - set(self.worlds)):
+            raise ValueError(f"The data have the world {missing[0]!r}, `worlds` has only {', '.join(self.worlds)}.")
+        return self.agents([self.worlds[name] for name in batch.world], batch.seed.clone())
+
+    def _share(self) -> Tensor:
+        """What part the learned objective has in the step of every agent's policy, ``[N]``."""
+        turn = self.ids // len(self.worlds)
+        anchor = (turn * _GOLDEN).frac() < self.anchors
+        return torch.where(anchor, 0.0, min(1.0, self.global_step / max(self.warmup, 1)))
+
+    def _ends(self, seed: Tensor) -> Tensor:
+        """The ages at which agents begin anew, ``[N]``."""
+        return self.lifetime * (0.25 + 1.5 * uniform(seed, 0, _END))
+
+    def _scores(self, agents: Agents) -> Tensor:
+        """What the objective is trained for, ``[N]``."""
+        if self.score == "improvement":
+            return improvement(self.model, agents, (agents.draw(3), agents.draw(4)))
+        number = uniform(agents.seed, agents.time, _FLIP, (1, 1, agents.action_size))
+        return agreement(self.model, agents, agents.draw(3), torch.where(number < 0.5, -1.0, 1.0))
+
+    def _clipped_apart(self, losses: Tensor) -> list[Tensor]:
+        """The mean over agents of gradients that are clipped for each."""
+        weights = list(self.model.parameters())
+        each = torch.autograd.grad(losses, weights, torch.eye(len(losses)).to(losses), is_grads_batched=True)
+        length = torch.stack([g.flatten(1).square().sum(1) for g in each]).sum(0).sqrt()
+        kept = (_CLIP / (length + 1e-6)).clamp(max=1)
+        return [(g * kept.view(-1, *[1] * (g.dim() - 1))).mean(0) for g in each]
+
+    @staticmethod
+    def _by_world(batch: Any) -> dict[str, list[int]]:
+        rows: dict[str, list[int]] = {}
+        for row, name in enumerate(batch.world):
+            rows.setdefault(name, []).append(row)
+        return rows
+
+    # Scores: fresh agents, the objective frozen.
+
+    def live(self, batch: Any, rule: str = "learned") -> tuple[Agents, Segments]:
+        """Let fresh agents learn by a rule for a lifetime.
+
+        Args:
+            batch: with their `world` and `seed`.
+            rule: "learned", or one of the rivals.
+
+        Returns:
+            The agents, and 16 episodes of each without noise.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            agents = self._born(batch)
+            follow: Rule = (
+                (lambda w, segments: learned(self.model, agents, w, segments).sum((1, 2)))
+                if rule == "learned"
+                else partial(_RIVALS[rule], agents)
+            )
+            for _ in range(self.lifetime):
+                agents.update((follow, 1.0))
+        return agents, agents.collect(16, explore=False)
+
+    def scored(self, batch: Any, rule: str = "learned") -> Iterator[Any]:
+        """Yield ids, returns, minus the objective's agreement with the critics at the end, and groups."""
+        agents, episodes = self.live(batch, rule)
+        with torch.inference_mode(False), torch.enable_grad():
+            missed = -agreement(self.model, agents, agents.draw(3)).detach()
+        yield batch.id, (episodes.reward * episodes.mask).sum(-1).mean(-1), missed, batch.group
+
+    def new_scores(self, dataset: Any) -> Metric:
+        """Return the metric that scores the agents of a dataset."""
+        return EpisodeReturns(len(dataset), getattr(dataset, "groups", ()))
+
+    def on_test_epoch_start(self) -> None:
+        """Start the scores of every test set, for the learned objective and for its rivals."""
+        super().on_test_epoch_start()
+        loaders: Any = self.trainer.test_dataloaders
+        for name, loader in loaders.items():
+            for rival in self.rivals:
+                self.scores[f"{name}_{rival}"] = self.new_scores(loader.dataset).to(self.device)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Score a batch of agents by every rule."""
+        name = list(self.scores)[dataloader_idx]
+        for rule, key in [("learned", name), *((rival, f"{name}_{rival}") for rival in self.rivals)]:
+            for part in self.scored(batch, rule):
+                self.scores[key].update(*part)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the scores; those of a rival are in or out of distribution as the set is."""
+        super().on_test_epoch_end()
+        ood = getattr(getattr(self.trainer, "datamodule", None), "ood", ())
+        loaders: Any = self.trainer.test_dataloaders
+        for name in loaders:
+            for rival in self.rivals:
+                self.results[f"{name}_{rival}"]["ood"] = name in ood
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Return the actions of an episode of fresh agents at the end of their lives, ``[N, L, D]``."""
+        return self.live(batch)[1].action[:, 0]
+
+    # Checkpoints: the agents of all processes.
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store the agents of all processes."""
+        held = self._saved
+        if self.population is not None:
+            state = {name: x.detach().cpu().clone() for name, x in self.population.state_dict().items()}
+            held = [(self.ids.cpu(), state)]
+            if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+                every: list[Any] = [None] * dist.get_world_size()
+                dist.all_gather_object(every, held[0])
+                held = every
+        checkpoint["agents"] = held
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the stored agents until the first batch says which of them live here."""
+        self.population, self._saved = None, checkpoint.get("agents", [])

@@ -1,0 +1,122 @@
+"""Stacked agents: each is as if it were alone; padding changes nothing; they learn; they begin anew."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from algornn.meta import Agents, CartPoleSwingUp, Pendulum, PointMass, Reacher
+from algornn.meta.agents import Policy, TwinCritics
+from algornn.meta.policy_rules import critics_own, reinforce
+
+SMALL = {"hidden_sizes": (8,), "segments": (4, 5), "every": 2, "random": 1}
+short = lambda world: partial(world, length=12)  # noqa: E731
+WORLDS = [short(world) for world in (PointMass, Pendulum, CartPoleSwingUp, Reacher)]
+
+
+def trained(worlds, seeds, updates=5, **settings):
+    agents = Agents(worlds, torch.tensor(seeds), **SMALL | settings)
+    returns = [agents.update((partial(critics_own, agents), 1.0)) for _ in range(updates)]
+    return agents, returns
+
+
+def test_an_agent_does_not_depend_on_the_others():
+    together, returns = trained(WORLDS + WORLDS[:1], [3, 4, 5, 6, 7])
+    alone, own = trained([WORLDS[3]], [6])  # the widest world, so that nothing is padded
+    for mine, all_of_them in ((alone.w, together.w), (alone.u, together.u), (alone.target_u, together.target_u)):
+        for name, x in mine.items():
+            torch.testing.assert_close(all_of_them[name][3:4], x, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(returns[4][3:4], own[4], rtol=1e-4, atol=1e-4)
+    assert returns[1] is None  # an episode every second update
+    assert not torch.equal(together.w["0.weight"][0], together.w["0.weight"][4])
+
+
+def test_padded_observations_and_actions_are_zero_and_change_nothing():
+    agents, _ = trained(WORLDS, [1, 2, 3, 4])
+    assert agents.observation_size == 10
+    assert agents.real.tolist() == [[1, 1], [1, 0], [1, 0], [1, 1]]
+    segments = agents.draw(0)
+    assert (segments.observation[1, ..., 3:] == 0).all()
+    assert (segments.action[1, ..., 1] == 0).all()
+    assert (segments.action[1, ..., 0] != 0).all()
+    assert (agents.policy(agents.w, segments.observation)[1:3, ..., 1] == 0).all()
+
+
+def test_the_stacked_networks_are_the_single_ones():
+    agents, _ = trained(WORLDS, [1, 2, 3, 4])
+    s, b = torch.randn(4, 7, 10), torch.rand(4, 7, 2)
+    for n in range(4):
+        policy, critics = Policy(10, 2, (8,)), TwinCritics(10, 2, (8,))
+        policy.load_state_dict({name: x[n] for name, x in agents.w.items()})
+        critics.load_state_dict({name: x[n] for name, x in agents.u.items()})
+        torch.testing.assert_close(agents.policy(agents.w, s)[n], policy(s[n]) * agents.real[n])
+        torch.testing.assert_close(agents.values(agents.u, s, b)[n], critics(s[n], b[n]))
+
+
+def test_adam_is_that_of_torch():
+    agents, _ = trained(WORLDS[:1], [1])
+    ours, theirs = agents.u, {name: x.clone().requires_grad_() for name, x in agents.u.items()}
+    for moments in agents.moments.values():
+        for x in moments.values():
+            x.zero_()
+    optimizer = torch.optim.Adam(list(theirs.values()), agents.learning_rates[1])
+    for step in range(3):
+        slope = {name: torch.randn_like(x) for name, x in ours.items()}
+        agents.u = agents._adam("u", slope, torch.tensor([step + 1]))
+        for name, p in theirs.items():
+            p.grad = slope[name]
+        optimizer.step()
+    for name, p in theirs.items():
+        torch.testing.assert_close(agents.u[name], p.detach(), rtol=1e-5, atol=1e-7)
+
+
+def test_policies_rest_while_actions_are_random():
+    agents, _ = trained(WORLDS[:1], [1], updates=2)
+    fresh = Agents(WORLDS[:1], torch.tensor([1]), **SMALL)
+    assert all(torch.equal(agents.w[name], x) for name, x in fresh.w.items())
+    assert all((moment == 0).all() for moment in agents.moments["first_w"].values())
+    assert not torch.equal(agents.u["first.0.weight"], fresh.u["first.0.weight"])
+    agents.update((partial(critics_own, agents), 1.0))
+    assert not torch.equal(agents.w["0.weight"], fresh.w["0.weight"])
+
+
+def test_some_begin_anew_and_the_others_go_on():
+    agents, _ = trained(WORLDS, [1, 2, 3, 4], updates=6)
+    kept = {name: x.clone() for name, x in agents.u.items()}
+    which = torch.tensor([False, True, False, True])
+    agents.renew(which)
+    assert agents.age.tolist() == [6, 0, 6, 0]
+    assert agents.replay.count.tolist() == [3, 0, 3, 0]
+    for name, x in kept.items():
+        if "weight" in name and x.dim() == 3:
+            assert not torch.equal(agents.u[name][1], x[1])
+        assert torch.equal(agents.u[name][0], x[0])
+        assert torch.equal(agents.target_u[name][1], agents.u[name][1])
+    assert agents.seed[0] == 1
+    assert agents.seed[1] != 2
+    agents.update((partial(critics_own, agents), 1.0))
+    assert agents.age.tolist() == [7, 1, 7, 1]
+    assert all(x.isfinite().all() for x in agents.w.values())
+
+
+def test_agents_that_are_taken_over_go_on_as_they_would_have():
+    first, _ = trained(WORLDS, [1, 2, 3, 4])
+    state = {name: x.clone() for name, x in first.state_dict().items()}
+    other = Agents([WORLDS[3], WORLDS[0]], torch.tensor([9, 9]), **SMALL)
+    other.load_state_dict(state, torch.tensor([3, 0]), torch.tensor([0, 1]))
+    for agents in (first, other):
+        for _ in range(3):
+            agents.update((partial(critics_own, agents), 1.0))
+    for name, x in other.w.items():
+        torch.testing.assert_close(x, first.w[name][[3, 0]], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", [critics_own, reinforce])
+def test_the_hand_made_rules_learn(rule):
+    agents = Agents([PointMass] * 3, torch.tensor([1, 2, 3]), hidden_sizes=(32, 32))
+    returns = lambda: agents.collect(8, explore=False).reward.sum(-1).mean()  # noqa: E731
+    before = returns()
+    for _ in range(300):
+        agents.update((partial(rule, agents), 1.0))
+    assert before < -100
+    assert returns() > before + 60

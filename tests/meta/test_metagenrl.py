@@ -1,0 +1,154 @@
+"""MetaGenRL: what a step does, kill and resume, two processes, fresh agents, and its place in the command line."""
+
+import json
+from functools import partial
+
+import lightning as L
+import pytest
+import torch
+
+from algornn import MetaGenRL, cli
+from algornn.datamodules import ControlTasks
+from algornn.meta import Agents, LearnedObjective, Pendulum, PointMass, Reacher
+from algornn.meta.policy_rules import critics_own
+
+WORLDS = {
+    "point_mass": partial(PointMass, length=10),
+    "reacher": partial(Reacher, length=12),
+    "cart_pole": partial(PointMass, length=10),
+    "pendulum": partial(Pendulum, length=10),
+}
+SMALL = partial(Agents, hidden_sizes=(8,), segments=(4, 5), every=2, random=1)
+
+
+def learner(**settings):
+    torch.manual_seed(0)
+    model = LearnedObjective(units=8, features=4, advantages=True)
+    adam = partial(torch.optim.Adam, lr=1e-2)
+    return MetaGenRL(model, WORLDS, SMALL, adam, **{"lifetime": 6, "warmup": 3} | settings)
+
+
+def trained(model, path, steps, world=1, resume=None):
+    data = ControlTasks(batch_size=6 // world, agents=6, test_agents=2)
+    trainer = L.Trainer(
+        max_steps=steps, accelerator="cpu", devices=world, strategy="ddp_spawn" if world > 1 else "auto", logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=path,
+        use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(model, data, ckpt_path=resume, weights_only=False if resume else None)
+    return trainer
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("score", ["agreement", "improvement"])
+def test_a_step_moves_the_objective_and_the_agents(score, tmp_path):
+    model = learner(score=score)
+    before = weights(model)
+    trained(model, tmp_path, 1)
+    assert model.population.time == 1
+    moved = (weights(model) - before).abs()
+    assert 0 < moved.max() <= 1.01e-2  # a first step of Adam
+    trained(model, tmp_path, 3)
+    assert weights(model).isfinite().all()
+
+
+def test_gradients_are_clipped_for_every_agent_before_the_mean():
+    model = learner()
+    w = next(iter(model.model.parameters()))
+    losses = torch.stack([(w * 1e-3).sum(), (w * 50).sum()])
+    losses = losses + sum(p.sum() * 0 for p in model.model.parameters())
+    found = model._clipped_apart(losses)[0]
+    small, large = torch.full_like(w, 1e-3), torch.full_like(w, 1 / w.numel() ** 0.5)
+    torch.testing.assert_close(found, (small + large) / 2, rtol=1e-4, atol=1e-8)
+
+
+def test_agents_begin_anew_at_their_age_and_anchors_follow_their_critic(tmp_path):
+    model = learner()
+    trained(model, tmp_path, 14)
+    agents = model.population
+    assert (agents.age <= model._ends(agents.seed) + agents.every).all()
+    assert (agents.age < 14).any()
+    share = learner()
+    share.ids, share.warmup = torch.arange(24), 0
+    share._trainer = None
+    share.__class__ = type("At", (MetaGenRL,), {"global_step": 1})
+    assert share._share().view(6, 4)[:, 0].tolist() == [0, 1, 0, 1, 1, 0]
+
+
+def test_killed_and_resumed_it_goes_on_as_it_would_have(tmp_path):
+    whole = learner()
+    trained(whole, tmp_path, 9)
+    first = learner()
+    trained(first, tmp_path, 4).save_checkpoint(tmp_path / "at4.ckpt")
+    resumed = learner()
+    trained(resumed, tmp_path, 9, resume=tmp_path / "at4.ckpt")
+    assert torch.equal(weights(resumed), weights(whole))
+    for name, x in whole.population.state_dict().items():
+        assert torch.equal(resumed.population.state_dict()[name], x), name
+
+
+def test_two_processes_train_as_one(tmp_path):
+    one, two = learner(), learner()
+    trained(one, tmp_path, 5)
+    trained(two, tmp_path, 5, world=2)
+    torch.testing.assert_close(weights(two), weights(one), rtol=1e-4, atol=1e-5)
+
+
+def test_other_agents_in_a_batch_are_refused(tmp_path):
+    model = learner()
+    trained(model, tmp_path, 1)
+    batch = next(iter(ControlTasks(agents=4, batch_size=4).train_dataloader()))
+    with pytest.raises(ValueError, match=r"the same agents in every batch.*Set data.batch_size"):
+        model._living(batch)
+    with pytest.raises(ValueError, match="`worlds` has only point_mass"):
+        learner()._born(batch._replace(world=("moon",) * 4))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lifetime": 0}, "`lifetime` is a number of updates"),
+        ({"score": "luck"}, "'agreement' or 'improvement', got 'luck'"),
+        ({"rivals": ("ppo2",)}, "among 'reinforce', 'critic', got 'ppo2'"),
+    ],
+)
+def test_bad_arguments_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        learner(**settings)
+
+
+def test_rivals_live_the_same_lives_and_the_objective_stays_as_it_is():
+    model = learner()
+    batch = next(iter(ControlTasks(test_agents=2, batch_size=2).test_dataloader()["test"]))
+    before = weights(model)
+    with torch.inference_mode():
+        (found,) = model.scored(batch, "critic")
+    agents = SMALL([WORLDS["pendulum"]] * 2, batch.seed)
+    for _ in range(6):
+        agents.update((partial(critics_own, agents), 1.0))
+    expected = agents.collect(16, explore=False).reward.sum(-1).mean(-1)
+    torch.testing.assert_close(found[1], expected)
+    assert torch.equal(weights(model), before)
+    (mine,) = model.scored(batch)
+    assert not torch.allclose(mine[1], found[1])
+
+
+def test_a_recipe_trains_tests_and_reports_returns(tmp_path, capsys):
+    run = tmp_path / "run"
+    small = ["--data.init_args.agents", "3", "--data.init_args.batch_size", "3", "--data.init_args.test_agents", "1"]
+    small += ["--model.init_args.lifetime", "3", "--trainer.max_steps", "3", "--trainer.val_check_interval", "3"]
+    small += ["--model.init_args.agents.init_args.hidden_sizes", "[8]", "--trainer.enable_progress_bar", "false"]
+    assert cli.main(["fit", "--config", "metagenrl_pendulum", *small, "--run_dir", str(run)]) == 0
+    assert "test_reinforce (OOD) return" in capsys.readouterr().out
+    stages = json.loads((run / "metrics.json").read_text())["stages"]
+    assert {name: (stage["ood"], stage["examples"]) for name, stage in stages.items()} == {
+        "test": (True, 1), "test_reinforce": (True, 1), "test_critic": (True, 1),
+        "seen": (False, 3), "seen_reinforce": (False, 3), "seen_critic": (False, 3),
+    }  # fmt: skip
+    assert cli.main(["report", str(run)]) == 0
+    assert cli.main(["fit", "--config", "metagenrl_pendulum", *small, "--run_dir", str(tmp_path / "other"),
+                     "--data.init_args.batch_size", "2"]) == 2  # fmt: skip
+    assert "with 3 agents and 1 processes set batch_size to 3, not 2" in capsys.readouterr().err
