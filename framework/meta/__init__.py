@@ -4,6 +4,7 @@ from algornn.meta.actor_critic import ActorCritic, EpisodeReturns
 from algornn.meta.agents import Agents
 from algornn.meta.control_worlds import CartPoleSwingUp, ControlWorld, Pendulum, PointMass, Reacher
 from algornn.meta.graph_world import GraphWorld
+from algornn.meta.gym_world import GymWorld
 from algornn.meta.in_context import InContextLearner, InContextScores
 from algornn.meta.learned_objective import HalfSquare, LearnedObjective
 from algornn.meta.metagenrl import MetaGenRL
@@ -22,6 +23,7 @@ __all__ = [
     "ControlWorld",
     "EpisodeReturns",
     "GraphWorld",
+    "GymWorld",
     "HalfSquare",
     "InContextLearner",
     "InContextScores",
