@@ -3,8 +3,8 @@
     python benchmarks/population.py [--agents 8] [--width 32] [--rounds 3] [--out benchmarks/results/population.json]
 
 An update is two steps of the critics, one of the policies by the learned objective, and the gradient of the objective's
-agreement; no episode falls into the part that is measured. The agents, their seeds and their replay are the same on both
-sides, which take turns on one thread; the first gradients of both are compared.
+agreement; no episode falls into the part that is measured. The agents, their seeds and their replay are the same on
+both sides, which take turns on one thread; the first gradients of both are compared.
 """
 
 from __future__ import annotations

@@ -83,6 +83,10 @@ class Agents:
         segments: (B, T), how many segments an update draws, of how many steps.
         random: episodes at the beginning with uniform actions.
 
+    Raises:
+        TypeError: a world is not a `ContinuousWorld`.
+        ValueError: a number out of its range, or segments longer than any episode.
+
     Source: Kirsch, van Steenkiste and Schmidhuber (2020), appendix A, and the released code; Fujimoto, van Hoof and
     Meger (2018), "Addressing Function Approximation Error in Actor-Critic Methods". Deviations: the unit variance and
     the unit length above; a time limit is not stored as a terminal state, and a terminal state gives no further reward
@@ -107,10 +111,15 @@ class Agents:
         self.worlds, self.seed, self.gamma, self.learning_rates = list(worlds), seed.clone(), gamma, learning_rates
         self.polyak, self.exploration, self.every, self.random = polyak, exploration, every, random
         self.segments, self.steps = segments
+        _check(gamma, exploration, every, segments, random)
         made = {world: world(SimpleNamespace(seed=seed[:1])) for world in dict.fromkeys(self.worlds)}
+        if wrong := [world for world in made.values() if not isinstance(world, ContinuousWorld)]:
+            raise TypeError(f"Agents act in a ContinuousWorld each, got {type(wrong[0]).__name__}.")
         sizes = [(made[world].observe().shape[1], made[world].action_size) for world in self.worlds]
         self.observation_size, self.action_size = (max(size) for size in zip(*sizes, strict=True))
         self.length = max(world.length for world in made.values())
+        if self.steps > self.length:
+            raise ValueError(f"`segments` have {self.steps} steps, the longest episode has only {self.length}.")
         acting = torch.tensor([[d < D for d in range(self.action_size)] for _, D in sizes], device=seed.device)
         self.real = acting.float()
         self.replay = Replay(self.real, self.capacity, self.length, self.observation_size)
@@ -327,6 +336,18 @@ class Agents:
                         part.reset_parameters()
                 born.append({name: p.detach().clone() for name, p in net.named_parameters()})
         return {name: torch.stack([one[name] for one in born]).to(seed.device) for name in born[0]}
+
+
+def _check(gamma: float, exploration: float, every: int, segments: tuple[int, int], random: int) -> None:
+    if not 0 <= gamma < 1:
+        raise ValueError(f"`gamma` is a discount, expected 0 or more and below 1, got {gamma}.")
+    if exploration < 0:
+        raise ValueError(f"`exploration` is a standard deviation, expected 0 or more, got {exploration}.")
+    if every < 1 or min(segments) < 1 or random < 0:
+        raise ValueError(
+            "`every` and both numbers of `segments` must be at least 1 and `random` at least 0, "
+            f"got {every}, {tuple(segments)} and {random}."
+        )
 
 
 def unit(slope: Weights) -> Weights:

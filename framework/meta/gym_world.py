@@ -26,7 +26,7 @@ class GymWorld(ContinuousWorld):
 
     Raises:
         ImportError: gymnasium is not installed.
-        ValueError: the environment's actions are not continuous or have no bounds.
+        ValueError: there is no such environment, or its actions are not continuous or have no bounds.
     """
 
     _idle: ClassVar[dict[str, list[Any]]] = {}
@@ -73,7 +73,10 @@ def _made(name: str) -> Any:
         import gymnasium
     except ImportError as error:
         raise ImportError(f"The world {name!r} needs gymnasium: pip install 'algornn[rl]'.") from error
-    environment = gymnasium.make(name, disable_env_checker=True).unwrapped
+    try:
+        environment = gymnasium.make(name, disable_env_checker=True).unwrapped
+    except gymnasium.error.Error as error:
+        raise ValueError(f"gymnasium has no world {name!r}, or lacks a package for it: {error}") from error
     space = environment.action_space
     if not isinstance(space, gymnasium.spaces.Box) or not np.isfinite([space.low, space.high]).all():
         raise ValueError(f"GymWorld needs continuous actions with bounds, those of {name!r} are {space}.")

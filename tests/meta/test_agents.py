@@ -1,11 +1,12 @@
 """Stacked agents: each is as if it were alone; padding changes nothing; they learn; they begin anew."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from algornn.meta import Agents, CartPoleSwingUp, Pendulum, PointMass, Reacher
+from algornn.meta import Agents, CartPoleSwingUp, GraphWorld, Pendulum, PointMass, Reacher
 from algornn.meta.agents import Policy, TwinCritics
 from algornn.meta.policy_rules import critics_own, reinforce
 
@@ -120,3 +121,24 @@ def test_the_hand_made_rules_learn(rule):
         agents.update((partial(rule, agents), 1.0))
     assert before < -100
     assert returns() > before + 60
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gamma": 1.0}, "`gamma` is a discount"),
+        ({"exploration": -0.1}, "`exploration` is a standard deviation"),
+        ({"every": 0}, "`every` and both numbers of `segments` must be at least 1"),
+        ({"segments": (4, 0)}, r"got 2, \(4, 0\) and 1"),
+        ({"segments": (4, 13)}, "have 13 steps, the longest episode has only 12"),
+    ],
+)
+def test_bad_arguments_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Agents(WORLDS, torch.arange(4), **SMALL | settings)
+
+
+def test_worlds_with_discrete_actions_are_refused():
+    graphs = lambda batch: GraphWorld(SimpleNamespace(edges=torch.zeros(1, 5, 3).long(), seed=batch.seed))  # noqa: E731
+    with pytest.raises(TypeError, match="act in a ContinuousWorld each, got GraphWorld"):
+        Agents([graphs], torch.arange(1), **SMALL)

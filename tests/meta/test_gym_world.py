@@ -104,3 +104,8 @@ class Soon(Ending):
 def test_discrete_actions_are_refused():
     with pytest.raises(ValueError, match=r"continuous actions with bounds, those of 'CartPole-v1' are Discrete"):
         made("CartPole-v1")
+
+
+def test_unknown_environments_are_refused():
+    with pytest.raises(ValueError, match="gymnasium has no world 'Moon-v0'"):
+        made("Moon-v0")
