@@ -70,9 +70,8 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     objective, rows = LearnedObjective(advantages=True), []
-    print(
-        "| agents, width | segments, steps | one by one ms | stacked ms | ratio | difference |\n|---|---|---|---|---|---|"
-    )
+    print("| agents, width | segments, steps | one by one ms | stacked ms | ratio | difference |")
+    print("|---|---|---|---|---|---|")
     for size in SIZES:
         row = compared(options, objective, size)
         times = f"{row['single_ms']:.1f} | {row['stacked_ms']:.1f} | {row['ratio']:.2f} | {row['difference']:.0e}"
