@@ -144,14 +144,19 @@ class EpisodeReturns(Metric):
         self.found[ids], self.loss[ids], self.group[ids] = found, loss.detach(), group
 
     def compute(self) -> dict[str, Tensor]:
-        """Return ``return``, ``loss`` and ``examples``; the first and the last also as ``<group>/...``."""
+        """Return ``return``, its standard error, ``loss`` and ``examples``, all but the loss also by group."""
         seen = self.found > -torch.inf
-        scores = {"loss": self.loss[seen].mean(), "return": self.found[seen].mean(), "examples": seen.sum()}
+        scores = {"loss": self.loss[seen].mean()} | self._of(seen)
         for index, name in enumerate(self.groups if len(self.groups) > 1 else ()):
             rows = seen & (self.group == index)
             if rows.any():
-                scores |= {f"{name}/return": self.found[rows].mean(), f"{name}/examples": rows.sum()}
+                scores |= {f"{name}/{key}": value for key, value in self._of(rows).items()}
         return scores
+
+    def _of(self, rows: Tensor) -> dict[str, Tensor]:
+        found = self.found[rows]
+        error = found.std() / len(found) ** 0.5 if len(found) > 1 else torch.zeros(())
+        return {"return": found.mean(), "return_error": error, "examples": rows.sum()}
 
 
 def discounted(reward: Tensor, gamma: float) -> Tensor:

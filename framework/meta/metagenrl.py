@@ -63,7 +63,7 @@ class MetaGenRL(Learner):
         worlds: Mapping[str, Callable[[Any], ContinuousWorld]],
         agents: Callable[[Sequence[Callable[[Any], ContinuousWorld]], Tensor], Agents],
         optimizer: Callable[[Iterable], torch.optim.Optimizer] | None = None,
-        lifetime: int = 500,
+        lifetime: int = 400,
         warmup: int = 200,
         anchors: float = 1 / 3,
         score: str = "agreement",

@@ -89,9 +89,11 @@ def agreement(objective: nn.Module, agents: Agents, segments: Segments, flip: Te
     r"""The cosine ``[N]`` between where the learned objective moves the actions and where the critics want them.
 
     .. math::
-        \cos\left( \nabla_p \textstyle\sum_t \ell_t(a, p),\; - \nabla_p \sum_t Q(s_t, p_t) \right), \qquad p = \mu_w(s)
+        \cos\left( \nabla_x \textstyle\sum_t \ell_t(a, \tanh x),\; - \nabla_x \sum_t Q(s_t, \tanh x_t) \right), \qquad
+        \tanh x_t = \mu_w(s_t)
 
-    It is what `improvement` becomes for a small step of length 1 on the actions themselves: no scale of rewards, values
+    It is what `improvement` becomes for a small step of length 1 on the policy's outputs before the tanh, where actions
+    at their bounds count little, as they do for the weights: no scale of rewards, values
     or losses matters, agents of all worlds count alike, and no second derivative goes through a policy. Differentiable
     in the objective's weights.
 
@@ -110,8 +112,9 @@ def agreement(objective: nn.Module, agents: Agents, segments: Segments, flip: Te
         value, worth = agents.opinion(s, policy), agents.opinion(now, b)
     p = policy[..., :-1, :].clone().requires_grad_()
     losses = objective(p * flip, value, worth, segments._replace(action=b * flip))
-    ours = torch.autograd.grad(losses.sum(), p, create_graph=True)[0]
-    wanted = torch.autograd.grad((agents.opinion(now, p) * segments.mask).sum(), p)[0]
+    slope = 1 - p.detach().square()  # of tanh
+    ours = slope * torch.autograd.grad(losses.sum(), p, create_graph=True)[0]
+    wanted = slope * torch.autograd.grad((agents.opinion(now, p) * segments.mask).sum(), p)[0]
     shared, lengths = (ours * -wanted).flatten(1).sum(1), [x.square().flatten(1).sum(1) for x in (ours, wanted)]
     return shared / (lengths[0] * lengths[1] + _EPSILON**2).sqrt()
 

@@ -194,6 +194,7 @@ def test_agreement_is_the_cosine_of_both_slopes_and_its_gradient_that_of_differe
         value = agent.opinion(s, agent.policy(agent.w, s)).detach()
         ours = torch.autograd.grad(network(p, value, agent.opinion(s[:, :-1], own.action), own).sum(), p)[0]
         theirs = -torch.autograd.grad((agent.opinion(s[:, :-1], p) * own.mask).sum(), p)[0]
+        ours, theirs = ((1 - p.detach() ** 2) * slope for slope in (ours, theirs))
         cosine = torch.nn.functional.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0)
         assert float(found[n]) == pytest.approx(float(cosine), rel=1e-6)
     derivative, difference = derivative_and_difference(network, lambda: agreement(network, agents, b).mean(), 0)
