@@ -111,7 +111,8 @@ def test_a_repeated_episode_counts_once_and_groups_stand_apart():
     scores.update(torch.tensor([0]), torch.tensor([2.0]), torch.tensor([2.0]), torch.tensor([0]))
     assert {k: float(v) for k, v in scores.compute().items()} == {
         "loss": 3.0, "return": 3.0, "return_error": 1.0, "examples": 2,
-        "a/return": 2.0, "a/return_error": 0.0, "a/examples": 1, "b/return": 4.0, "b/return_error": 0.0, "b/examples": 1,
+        "a/return": 2.0, "a/return_error": 0.0, "a/examples": 1,
+        "b/return": 4.0, "b/return_error": 0.0, "b/examples": 1,
     }  # fmt: skip
 
 
