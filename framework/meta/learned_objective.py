@@ -74,12 +74,12 @@ class LearnedObjective(nn.Module):
             share = segments.real / segments.real.sum(-1, keepdim=True)
             acted = (acted * share[..., None]).sum(-2)
         value = value.detach()
-        z = _standardised(value)
+        z = standardised(value)
         time = torch.arange(T, device=r.device).to(r) / T
         going = 1 - segments.terminal
-        known = [_standardised(r), time.expand_as(r), z[..., 1:] * going, z[..., :-1]]
+        known = [standardised(r), time.expand_as(r), z[..., 1:] * going, z[..., :-1]]
         if self.advantages:
-            known.append(_standardised(worth.detach() - value[..., :-1]))
+            known.append(standardised(worth.detach() - value[..., :-1]))
         inputs = self.gates(torch.cat([acted, self.context(torch.stack(known, -1))], -1))
         h = c = inputs.new_zeros(*b.shape[:-2], self.recurrent.in_features)
         states = []
@@ -106,6 +106,7 @@ def _layer(inputs: int, units: int, norm: bool = True) -> list[nn.Module]:
     return [nn.Linear(inputs, units), HalfSquare(), *([nn.LayerNorm(units)] if norm else [])]
 
 
-def _standardised(x: Tensor) -> Tensor:
+def standardised(x: Tensor) -> Tensor:
+    """Zero mean and unit variance over the last two dimensions."""
     variance, mean = torch.var_mean(x, (-2, -1), correction=0, keepdim=True)
     return (x - mean) / (variance + _EPSILON).sqrt()

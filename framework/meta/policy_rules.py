@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from algornn.meta.agents import Agents, Weights
+from algornn.meta.learned_objective import standardised
 from algornn.meta.replay import Segments
 
 _LAMBDA = 0.95  # of generalized advantage estimation
@@ -117,12 +118,6 @@ def agreement(objective: nn.Module, agents: Agents, segments: Segments, flip: Te
     wanted = slope * torch.autograd.grad((agents.opinion(now, p) * segments.mask).sum(), p)[0]
     shared, lengths = (ours * -wanted).flatten(1).sum(1), [x.square().flatten(1).sum(1) for x in (ours, wanted)]
     return shared / (lengths[0] * lengths[1] + _EPSILON**2).sqrt()
-
-
-def standardised(x: Tensor) -> Tensor:
-    """Zero mean and unit variance over the last two dimensions."""
-    variance, mean = torch.var_mean(x, (-2, -1), correction=0, keepdim=True)
-    return (x - mean) / (variance + _EPSILON).sqrt()
 
 
 def _mean(x: Tensor, segments: Segments) -> Tensor:
