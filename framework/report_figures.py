@@ -65,6 +65,11 @@ def curve_pictures(runs: Sequence[RunResults]) -> Iterator[Picture]:
     """Yield the learning curves: training loss, validation accuracy or return."""
     for key, name, caption in (
         ("train/loss", "train_loss", "Training loss; pale: as logged, bold: mean of neighbouring points."),
+        (
+            "train/agreement",
+            "agreement",
+            "Agreement of the learned objective with the critics; bold: mean of neighbours.",
+        ),
         ("val/sequence_accuracy", "val_accuracy", "Validation accuracy, in distribution."),
         ("val/return", "val_return", "Mean return of the validation episodes, in distribution."),
         ("val_unseen/return", "val_unseen_return", "Mean return of the validation episodes in unseen worlds."),
@@ -197,7 +202,7 @@ def iid_against_ood(runs: Sequence[RunResults]) -> Figure:
 
 
 def learning_curve(curves: dict[str, Curve], key: str) -> Figure:
-    """Draw one logged value over the steps, a line per run; a loss on a logarithmic axis with its running mean."""
+    """Draw one logged value over the steps, a line per run; those of training with their running mean."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     figure, axes = empty_figure(3.0)
@@ -205,18 +210,18 @@ def learning_curve(curves: dict[str, Curve], key: str) -> Figure:
     for (label, points), colour in zip(curves.items(), cycle(COLOURS), strict=False):
         steps = [step for step, _ in points]
         values = [100 * value if accuracy else value for _, value in points]
-        bold = running_mean(values, len(values) // 40) if loss else values
+        training = key.startswith("train/")
+        bold = running_mean(values, len(values) // 40) if training else values
         axes.plot(steps, bold, color=colour, label=label, marker="o" if len(points) < 30 else "", markersize=3)
-        if loss:
+        if training:
             axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
     if loss and all(value > 0 for points in curves.values() for _, value in points):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
-    axes.set(
-        xlabel="step", ylabel="validation accuracy (%)" if accuracy else "training loss (nats)" if loss else "return"
-    )
+    kind = "validation accuracy (%)" if accuracy else "training loss (nats)" if loss else key.rpartition("/")[2]
+    axes.set(xlabel="step", ylabel=kind)
     _count_steps(axes)
     if len(curves) > 1:
         figure.legend(loc="outside upper center")
