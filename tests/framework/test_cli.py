@@ -340,6 +340,11 @@ def test_every_recipe_trains_a_step(name, tmp_path, monkeypatch, capsys):
     small = ["--trainer.fast_dev_run", "1", "--trainer.accelerator", "cpu", "--data.init_args.batch_size", "2"]
     if name.startswith(("arithmetic", "ctlpp", "listops_balanced")):  # of which the published sizes take a while
         small += ["--data.init_args.train_size", "1000", "--data.init_args.test_size", "100"]
+    if name.startswith("metagenrl"):  # every batch has all agents, and a validation is a life
+        small += ["--data.init_args.agents", "2", "--model.init_args.lifetime", "2"]
+        small += ["--model.init_args.agents.init_args.hidden_sizes", "[8]"]
+    if name == "metagenrl_hopper":
+        pytest.importorskip("mujoco", reason="mujoco, of the extra [rl], is not installed")
     assert cli.main(["fit", "--config", name, *small]) == 0
     assert recipes.about(name).endswith(".")
 
