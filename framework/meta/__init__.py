@@ -1,7 +1,7 @@
 """Meta-learners, and the worlds that they act in."""
 
 from algornn.meta.actor_critic import ActorCritic, EpisodeReturns
-from algornn.meta.agents import Agents
+from algornn.meta.agents import Agents, Policy, TwinCritics
 from algornn.meta.control_worlds import CartPoleSwingUp, ControlWorld, Pendulum, PointMass, Reacher
 from algornn.meta.graph_world import GraphWorld
 from algornn.meta.gym_world import GymWorld
@@ -32,9 +32,11 @@ __all__ = [
     "OnlineNetwork",
     "Pendulum",
     "PointMass",
+    "Policy",
     "Reacher",
     "Replay",
     "Segments",
+    "TwinCritics",
     "World",
     "agreement",
     "improvement",

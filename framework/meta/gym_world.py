@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,34 +36,39 @@ class GymWorld(ContinuousWorld):
         self._environments = [idle.pop() if idle else _made(name) for _ in range(len(self.seed))]
         weakref.finalize(self, idle.extend, self._environments)
         space = self._environments[0].action_space
-        self._low, self._high = space.low.ravel(), space.high.ravel()
+        self._low, self._high = (torch.as_tensor(bound).flatten().float() for bound in (space.low, space.high))
         self.action_size = len(self._low)
         self.terminal = torch.zeros_like(self.seed, dtype=torch.bool)
-        self._over = np.zeros(len(self.seed), dtype=bool)
+        self._over = torch.zeros(len(self.seed), dtype=torch.bool)
         starts = [
-            environment.reset(seed=seed % 2**31)[0].ravel()
+            environment.reset(seed=seed % 2**31)[0]
             for environment, seed in zip(self._environments, self.seed.tolist(), strict=True)
         ]
-        self._seen = np.stack(starts).astype(np.float32)
+        self._seen = torch.stack([_flat(start) for start in starts])
 
     def observe(self) -> Tensor:
         """What the environments show, ``[B, O]``."""
-        return torch.from_numpy(self._seen.copy()).to(self.seed.device)
+        return self._seen.clone().to(self.seed.device)
 
     def step(self, action: Tensor) -> Tensor:
         """Act for one step and return the rewards ``[B]``, 0 where the episode is over."""
         self.time += 1
-        share = (action.clamp(-1, 1).cpu().numpy() + 1) / 2
-        forces = self._low + share * (self._high - self._low)
-        rewards, terminal = np.zeros(len(forces), dtype=np.float32), np.zeros(len(forces), dtype=bool)
-        for row in np.flatnonzero(~self._over):
+        forces = self._low + (action.clamp(-1, 1).cpu() + 1) / 2 * (self._high - self._low)
+        rewards, terminal = torch.zeros(len(forces)), torch.zeros_like(self._over)
+        for row in torch.nonzero(~self._over).flatten().tolist():
             environment = self._environments[row]
-            force = forces[row].astype(environment.action_space.dtype).reshape(environment.action_space.shape)
-            seen, rewards[row], terminal[row], _, _ = environment.step(force)
-            self._seen[row] = seen.ravel()
+            space = environment.action_space
+            force = forces[row].numpy().astype(space.dtype).reshape(space.shape)
+            seen, reward, ended, _, _ = environment.step(force)
+            self._seen[row], rewards[row], terminal[row] = _flat(seen), float(reward), bool(ended)
         self._over |= terminal
-        self.terminal = torch.from_numpy(terminal).to(self.seed.device)
-        return torch.from_numpy(rewards).to(self.seed.device)
+        self.terminal = terminal.to(self.seed.device)
+        return rewards.to(self.seed.device)
+
+
+def _flat(seen: Any) -> Tensor:
+    """An environment's observation as a vector."""
+    return torch.as_tensor(seen).flatten().float()
 
 
 def _made(name: str) -> Any:
@@ -78,6 +82,6 @@ def _made(name: str) -> Any:
     except gymnasium.error.Error as error:
         raise ValueError(f"gymnasium has no world {name!r}, or lacks a package for it: {error}") from error
     space = environment.action_space
-    if not isinstance(space, gymnasium.spaces.Box) or not np.isfinite([space.low, space.high]).all():
+    if not isinstance(space, gymnasium.spaces.Box) or not space.is_bounded():
         raise ValueError(f"GymWorld needs continuous actions with bounds, those of {name!r} are {space}.")
     return environment
