@@ -1,6 +1,6 @@
 """Time of an update of a population of agents that are stacked, against the same agents one by one.
 
-    python benchmarks/population.py [--agents 8] [--width 32] [--rounds 3] [--out benchmarks/results/population.json]
+    python benchmarks/population.py [--agents 8] [--width 32] [--rounds 10] [--out benchmarks/results/population.json]
 
 An update is two steps of the critics, one of the policies by the learned objective, and the gradient of the objective's
 agreement; no episode falls into the part that is measured. The agents, their seeds and their replay are the same on

@@ -74,16 +74,14 @@ class Replay:
         """Empty the buffers of some agents, ``[N]`` bool."""
         self.count[which] = 0
 
-    def draw(self, number: Tensor, T: int, owner: Tensor | None = None) -> Segments:
+    def draw(self, number: Tensor, T: int) -> Segments:
         """Draw B segments of T steps: an episode, then where in it the segment begins, both uniformly.
 
         Args:
             number: ``[N, B, 2]``, uniform in [0, 1).
             T: steps; an episode with fewer is padded.
-            owner: ``[N, B]`` int64, whose episodes; None: every agent's own.
         """
-        if owner is None:
-            owner = torch.arange(len(number), device=number.device)[:, None].expand(number.shape[:2])
+        owner = torch.arange(len(number), device=number.device)[:, None]
         slot = pick(number[..., 0], self.count.clamp(max=self.capacity)[owner])
         lasted = self.episodes.mask[owner, slot].sum(-1).long()
         start = pick(number[..., 1], (lasted - T).clamp(min=0) + 1)

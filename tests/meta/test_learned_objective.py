@@ -184,15 +184,18 @@ def stacked():
     return Segments(*map(torch.stack, zip(*(segments(seed=n)[:-1] for n in range(2)), strict=True)))
 
 
-def test_agreement_is_the_cosine_of_both_slopes_and_its_gradient_that_of_differences():
+@pytest.mark.parametrize("signs", [(1.0, 1.0), (1.0, -1.0)])
+def test_agreement_is_the_cosine_of_both_slopes_and_its_gradient_that_of_differences(signs):
     network, agents, b = objective(advantages=True), Stack(), stacked()
-    found = agreement(network, agents, b)
+    f = torch.tensor(signs).double()
+    found = agreement(network, agents, b, f.expand(2, 1, 1, 2))
     for n, agent in enumerate(agents.agents):
         own = Segments(*(x[n] for x in b[:-1]))
         s = own.observation
         p = agent.policy(agent.w, s)[:, :-1].detach().requires_grad_()
         value = agent.opinion(s, agent.policy(agent.w, s)).detach()
-        ours = torch.autograd.grad(network(p, value, agent.opinion(s[:, :-1], own.action), own).sum(), p)[0]
+        worth, shown = agent.opinion(s[:, :-1], own.action), own._replace(action=own.action * f)
+        ours = torch.autograd.grad(network(p * f, value, worth, shown).sum(), p)[0]
         theirs = -torch.autograd.grad((agent.opinion(s[:, :-1], p) * own.mask).sum(), p)[0]
         ours, theirs = ((1 - p.detach() ** 2) * slope for slope in (ours, theirs))
         cosine = torch.nn.functional.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0)

@@ -18,9 +18,9 @@ def episodes(N=3, E=2, L=6, observed=4, D=2, first=0, lasting=None):
     )
 
 
-def drawn(replay, B=200, T=3, **more):
+def drawn(replay, B=200, T=3):
     number = torch.rand(len(replay.count), B, 2, generator=torch.Generator().manual_seed(0)).double()
-    return replay.draw(number, T, **more)
+    return replay.draw(number, T)
 
 
 def test_segments_are_consecutive_steps_of_one_episode_of_their_agent():
@@ -48,14 +48,12 @@ def test_the_oldest_episodes_go_first_and_a_forgotten_agent_begins_anew():
     assert found[1].unique().tolist() == [2, 3, 7]
 
 
-def test_short_episodes_are_padded_and_others_can_be_read():
+def test_short_episodes_are_padded():
     replay = Replay(torch.tensor([[1.0, 1.0], [1.0, 0.0]]), capacity=2, length=6, observation_size=4)
     replay.add(episodes(N=2, lasting=2))
     found = drawn(replay, T=3)
     assert found.mask[0, 0].tolist() == [1, 1, 0]
     assert found.real.shape == (2, 1, 1, 2)
-    owner = torch.ones(2, 200, dtype=torch.long)
-    assert (drawn(replay, owner=owner).reward // 1000 == 1).all()
 
 
 def test_buffers_of_agents_are_taken_over():
