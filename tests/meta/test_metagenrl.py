@@ -94,7 +94,7 @@ def test_two_processes_train_as_one(tmp_path):
     one, two = learner(), learner()
     trained(one, tmp_path, 5)
     trained(two, tmp_path, 5, world=2)
-    torch.testing.assert_close(weights(two), weights(one), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weights(two), weights(one), rtol=1e-6, atol=1e-6)
 
 
 def test_other_agents_in_a_batch_are_refused(tmp_path):
