@@ -1,7 +1,8 @@
 """Meta-learners, and the worlds that they act in."""
 
 from algornn.meta.actor_critic import ActorCritic, EpisodeReturns
-from algornn.meta.agents import Agents, Policy, TwinCritics
+from algornn.meta.agents import Agents
+from algornn.meta.control_networks import Policy, TwinCritics
 from algornn.meta.control_worlds import CartPoleSwingUp, ControlWorld, Pendulum, PointMass, Reacher
 from algornn.meta.graph_world import GraphWorld
 from algornn.meta.gym_world import GymWorld
@@ -11,6 +12,7 @@ from algornn.meta.metagenrl import MetaGenRL
 from algornn.meta.online import OnlineNetwork
 from algornn.meta.policy_rules import agreement, improvement
 from algornn.meta.replay import Replay, Segments
+from algornn.meta.sharing_agents import SharingAgents
 from algornn.meta.vsml import VSML
 from algornn.meta.world import ContinuousWorld, World
 
@@ -36,6 +38,7 @@ __all__ = [
     "Reacher",
     "Replay",
     "Segments",
+    "SharingAgents",
     "TwinCritics",
     "World",
     "agreement",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, vmap
 
+from algornn.meta.control_networks import Policy, TwinCritics, fresh_weights
 from algornn.meta.replay import Replay, Segments
 from algornn.meta.world import ContinuousWorld, normal, uniform
 
@@ -20,39 +21,6 @@ _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 _TINY = 1e-12
 _SMOOTHING, _SMOOTHED = 0.2, 0.5  # noise of the target policy, and where it is cut
 _BORN, _EPISODE, _UNIFORM, _NOISE, _SEGMENT, _TARGET = range(6)  # streams of chance
-
-
-class Policy(nn.Sequential):
-    r"""A deterministic policy :math:`\mu_w(s)` in [-1, 1]: hidden layers of ReLU and LayerNorm, then tanh.
-
-    Args:
-        observation_size: O.
-        action_size: D.
-        hidden_sizes: units of the hidden layers.
-    """
-
-    def __init__(self, observation_size: int, action_size: int, hidden_sizes: Sequence[int]) -> None:
-        super().__init__(*_layers(observation_size, *hidden_sizes), nn.Linear(hidden_sizes[-1], action_size), nn.Tanh())
-
-
-class TwinCritics(nn.Module):
-    """Two critics of what an action is worth, ``(s [..., O], b [..., D]) -> [..., 2]``.
-
-    Args:
-        observation_size: O.
-        action_size: D.
-        hidden_sizes: units of the hidden layers.
-    """
-
-    def __init__(self, observation_size: int, action_size: int, hidden_sizes: Sequence[int]) -> None:
-        super().__init__()
-        sizes = (observation_size + action_size, *hidden_sizes)
-        self.first, self.second = (nn.Sequential(*_layers(*sizes), nn.Linear(sizes[-1], 1)) for _ in range(2))
-
-    def forward(self, s: Tensor, b: Tensor) -> Tensor:
-        """Both opinions."""
-        x = torch.cat([s, b], -1)
-        return torch.cat([self.first(x), self.second(x)], -1)
 
 
 class Agents:
@@ -132,7 +100,7 @@ class Agents:
         self.time = 0
         self.age = torch.zeros_like(seed)
         self.scale = torch.ones(len(seed), device=seed.device)
-        self.w, self.u = (self._fresh(net, self.seed) for net in self.nets.values())
+        self.w, self.u = (fresh_weights(net, self.seed) for net in self.nets.values())
         self.target_w, self.target_u = ({name: x.clone() for name, x in net.items()} for net in (self.w, self.u))
         self.moments = {
             f"{order}_{which}": {name: torch.zeros_like(x) for name, x in getattr(self, which).items()}
@@ -146,7 +114,7 @@ class Agents:
 
     def policy(self, w: Weights, s: Tensor) -> Tensor:
         """Actions of the policies with weights w, ``[N, ..., O]`` to ``[N, ..., D]``."""
-        return self._policy(w, s) * self.real.view(len(self), *[1] * (s.dim() - 2), -1)
+        return self._policy(w, s) * self._acting(s)
 
     def values(self, u: Weights, s: Tensor, b: Tensor) -> Tensor:
         """What the critics with weights u think of actions, ``[N, ..., 2]``."""
@@ -203,10 +171,29 @@ class Agents:
             for x in self.moments[f"{order}_w"].values():
                 x.mul_(_over(moving, x))
 
-    def draw(self, index: int) -> Segments:
-        """Segments from every agent's replay; `index` tells those of one update apart."""
-        number = uniform(self.seed, self.time, _SEGMENT + 10 * index, (self.segments, 2))
-        return self.replay.draw(number, self.steps)
+    def draw(self, index: int, newest: int | None = None) -> Segments:
+        """Segments from every agent's replay.
+
+        Args:
+            index: tells those of one update apart.
+            newest: how many of the newest episodes they come from; None: all.
+        """
+        return self.replay.draw(self._number(index), self.steps, newest)
+
+    def _number(self, index: int) -> Tensor:
+        return uniform(self.seed, self.time, _SEGMENT + 10 * index, (self.segments, 2))
+
+    def density(self, policy: Tensor, action: Tensor) -> Tensor:
+        r"""The logarithm of :math:`N(b; \mu, \sigma^2)` with the exploration's :math:`\sigma`, ``[N, ...]``.
+
+        Actions at their bounds count as though nothing had cut them off there.
+        """
+        near = torch.distributions.Normal(policy, max(self.exploration, _EPSILON)).log_prob(action)
+        return (near * self._acting(action)).sum(-1)
+
+    def _acting(self, action: Tensor) -> Tensor:
+        """1.0 where an action ``[N, ..., D]`` is one of its world, 0.0 where it only pads."""
+        return self.real.view(len(self), *[1] * (action.dim() - 2), -1)
 
     def _teach(self, segments: Segments, half: int) -> None:
         """Move the critics by one step of TD3."""
@@ -261,9 +248,12 @@ class Agents:
         alive = torch.ones(N, E, device=seeds.device)
         s, steps = self._seen(running, E), []
         for t in range(self.length):
-            b = self.policy(self.w, s)
+            p = b = self.policy(self.w, s)
             if explore:
                 b = torch.where(at_random, chance[:, t], b + noise[:, t]).clamp(-1, 1) * real
+            density = self.density(p, b)
+            if explore:
+                density = torch.where(at_random[..., 0], -math.log(2) * real.sum(-1), density)
             reward, terminal = torch.zeros_like(alive), torch.zeros_like(alive)
             for rows, world in running:
                 if t >= world.length:
@@ -273,7 +263,7 @@ class Agents:
                 reward[rows] = world.step(action).view(len(rows), E)
                 terminal[rows] = world.terminal.view(len(rows), E).float()
             before, s = s, self._seen(running, E)
-            steps.append((before, b, reward * alive, terminal * alive, alive))
+            steps.append((before, b, reward * alive, terminal * alive, alive, density))
             alive = alive * (1 - terminal)
         observation, *others = (torch.stack(parts, 2) for parts in zip(*steps, strict=True))
         return Segments(torch.cat([observation, s[:, :, None]], 2), *others)
@@ -291,6 +281,22 @@ class Agents:
         found = self.collect(episodes, explore=False, stream=_EPISODE + 100)
         return (found.reward * found.mask).sum(-1).mean(-1)
 
+    def unsound(self) -> Tensor:
+        r"""Agents that diverged, ``[N]`` bool: with weights that are not finite, or critics that say the impossible.
+
+        That is :math:`|Q|` on average above twice :math:`\max |r| / (1 - \gamma)` over the rewards of the replay.
+        """
+        s = self.draw(4).observation
+        with torch.no_grad():
+            value = self.values(self.u, s, self.policy(self.w, s)).abs().flatten(1).mean(1)
+        largest = self.replay.episodes.reward.abs().flatten(1).amax(1)
+        sums = torch.stack([x.flatten(1).sum(1) for net in (self.w, self.u) for x in net.values()]).sum(0)
+        return ~(sums.isfinite() & (value <= 2 * largest / (1 - self.gamma)))
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Numbers about the population for its log: how many agents are unsound."""
+        return {"unsound": self.unsound().sum()}
+
     # Birth, and what a checkpoint holds.
 
     def renew(self, which: Tensor) -> None:
@@ -299,7 +305,7 @@ class Agents:
         self.age[which] = 0
         self.replay.forget(which)
         for name, net in self.nets.items():
-            for key, x in self._fresh(net, self.seed[which]).items():
+            for key, x in fresh_weights(net, self.seed[which]).items():
                 for weights in (getattr(self, name), getattr(self, f"target_{name}")):
                     weights[key] = weights[key].clone()
                     weights[key][which] = x
@@ -324,19 +330,6 @@ class Agents:
                 x[places] = state[key][rows].to(x)
         self.time = int(mine["time"][places[0]])
 
-    @staticmethod
-    def _fresh(net: nn.Module, seed: Tensor) -> Weights:
-        """New weights from the seeds of agents, torch's initialisation."""
-        born = []
-        with torch.random.fork_rng(devices=[]):
-            for own in seed.tolist():
-                torch.manual_seed(own)
-                for part in net.modules():
-                    if isinstance(part, nn.Linear):
-                        part.reset_parameters()
-                born.append({name: p.detach().clone() for name, p in net.named_parameters()})
-        return {name: torch.stack([one[name] for one in born]).to(seed.device) for name in born[0]}
-
 
 def _check(gamma: float, exploration: float, every: int, segments: tuple[int, int], random: int) -> None:
     if not 0 <= gamma < 1:
@@ -354,10 +347,6 @@ def unit(slope: Weights) -> Weights:
     """Bring the gradients of every agent to length 1."""
     length = torch.stack([g.square().flatten(1).sum(1) for g in slope.values()]).sum(0).sqrt() + _TINY
     return {name: g / _over(length, g) for name, g in slope.items()}
-
-
-def _layers(*sizes: int) -> list[nn.Module]:
-    return [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU(), nn.LayerNorm(b))]
 
 
 def _leaves(weights: Weights) -> Weights:

@@ -14,11 +14,10 @@ from torchmetrics import Metric
 from algornn.learners.learner import Learner
 from algornn.meta.actor_critic import EpisodeReturns
 from algornn.meta.agents import Agents, Rule
-from algornn.meta.policy_rules import agreement, critics_own, improvement, learned, reinforce
+from algornn.meta.policy_rules import RULES, agreement, critics_own, improvement, learned
 from algornn.meta.replay import Segments
 from algornn.meta.world import ContinuousWorld, uniform
 
-_RIVALS: dict[str, Callable[..., Tensor]] = {"reinforce": reinforce, "critic": critics_own}
 _END, _FLIP = 20, 21  # streams of chance
 _GOLDEN = (5**0.5 - 1) / 2
 _CLIP = 1.0  # norm of the objective's gradient
@@ -49,7 +48,8 @@ class MetaGenRL(Learner):
         warmup: :math:`\beta`'s, in steps.
         anchors: share of the agents that always follow their critic.
         score: ``"agreement"`` or ``"improvement"``.
-        rivals: other rules that a test scores: ``"reinforce"``, ``"critic"``.
+        rivals: other rules that a test scores: "critic" (TD3), "reinforce", "reinforce_corrected",
+            "reinforce_on_policy", "ppo", "dpo", of `algornn.meta.policy_rules`.
 
     Source: Kirsch, van Steenkiste and Schmidhuber (2020), "Improving Generalization in Meta Reinforcement Learning
     using Learned Objectives", https://arxiv.org/abs/1910.04098. Deviations: agreement, anchors, gradients of length 1.
@@ -74,8 +74,8 @@ class MetaGenRL(Learner):
             raise ValueError(f"`lifetime` is a number of updates, expected at least 1, got {lifetime}.")
         if score not in ("agreement", "improvement"):
             raise ValueError(f"`score` must be 'agreement' or 'improvement', got {score!r}.")
-        if unknown := [name for name in rivals if name not in _RIVALS]:
-            raise ValueError(f"`rivals` must be among {', '.join(map(repr, _RIVALS))}, got {unknown[0]!r}.")
+        if unknown := [name for name in rivals if name not in RULES]:
+            raise ValueError(f"`rivals` must be among {', '.join(map(repr, RULES))}, got {unknown[0]!r}.")
         self.automatic_optimization = False
         self.worlds, self.agents, self.lifetime, self.warmup = dict(worlds), agents, lifetime, warmup
         self.anchors, self.score, self.rivals = anchors, score, tuple(rivals)
@@ -107,6 +107,8 @@ class MetaGenRL(Learner):
         if returns is not None:
             for name, mine in self._by_world(batch).items():
                 self.log(f"train/return/{name}", returns[mine].mean())
+            for name, number in agents.statistics().items():
+                self.log(f"train/agents/{name}", number.float())
         return -scores.detach().mean()
 
     def _living(self, batch: Any) -> Agents:
@@ -182,7 +184,7 @@ class MetaGenRL(Learner):
             follow: Rule = (
                 (lambda w, segments: learned(self.model, agents, w, segments).sum((1, 2)))
                 if rule == "learned"
-                else partial(_RIVALS[rule], agents)
+                else partial(RULES[rule], agents)
             )
             for _ in range(self.lifetime):
                 agents.update((follow, 1.0))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,10 @@ from algornn.meta.replay import Segments
 
 _LAMBDA = 0.95  # of generalized advantage estimation
 _SPREAD = 0.1  # standard deviation of the policy that REINFORCE takes the actions to come from
+_CLIP = 0.2  # of PPO
+_FAR = 20.0  # logarithm of a ratio, where it is cut
+_POLICY = 2  # the segments of an update that move policies
+_NEWEST = 4  # episodes that count as on-policy
 _EPSILON = 1e-8
 
 
@@ -30,29 +35,103 @@ def critics_own(agents: Agents, w: Weights, segments: Segments) -> Tensor:
     return -_mean(agents.opinion(s, agents.policy(w, s)), segments)
 
 
-def reinforce(agents: Agents, w: Weights, segments: Segments) -> Tensor:
+def reinforce(
+    agents: Agents, w: Weights, segments: Segments, newest: int | None = None, corrected: bool = False
+) -> Tensor:
     r"""The loss ``[N]`` of REINFORCE on replayed actions.
 
     The mean of :math:`-\log N(b_t; \mu_w(s_t), 0.1^2)\, \hat A_t`, where :math:`\hat A` is generalized advantage
     estimation (0.95) with the critic's values, standardised over the segments.
 
-    Source: the off-policy baseline of Kirsch, van Steenkiste and Schmidhuber (2020), section 5; Schulman et al. (2016).
+    Args:
+        agents: the agents.
+        w: weights of their policies.
+        segments: what they did.
+        newest: learn on-policy, from segments of that many of the newest episodes instead; None: from `segments`.
+        corrected: correct for the policies that took the actions, as V-trace does: with
+            :math:`\bar\rho_t = \min(1, \rho_t)` of `ratio`, the mean has the factor :math:`\bar\rho_t`, and what comes
+            after a step counts in :math:`\hat A` as far as :math:`\bar\rho` goes.
+
+    Source: the baselines of Kirsch, van Steenkiste and Schmidhuber (2020), section 5; Schulman et al. (2016); Espeholt
+    et al. (2018), "IMPALA", eq. 1, for the correction.
     """
+    segments = segments if newest is None else agents.draw(_POLICY, newest)
+    kept = ratio(agents, w, segments).detach().clamp(max=1) if corrected else torch.ones_like(segments.reward)
+    p = agents.policy(w, segments.observation[..., :-1, :])
+    missed = (((segments.action - p) / _SPREAD).square()).sum(-1) / 2
+    return _mean(missed * kept * _standard_advantages(agents, w, segments, kept), segments)
+
+
+def ppo(agents: Agents, w: Weights, segments: Segments, newest: int = _NEWEST) -> Tensor:
+    r"""The loss ``[N]`` of proximal policy optimisation, on segments of the newest episodes.
+
+    The mean of :math:`-\min(\rho_t \hat A_t, \mathrm{clip}(\rho_t, 1 \pm 0.2)\, \hat A_t)`, with `ratio` and the
+    advantages of `reinforce`; the values are the off-policy critic's.
+
+    Args:
+        agents: the agents.
+        w: weights of their policies.
+        segments: not looked at.
+        newest: number of episodes.
+
+    Source: Schulman et al. (2017), "Proximal Policy Optimization Algorithms", eq. 7.
+    """
+    segments = agents.draw(_POLICY, newest)
+    rho, A = ratio(agents, w, segments), _standard_advantages(agents, w, segments)
+    return -_mean(torch.minimum(rho * A, rho.clamp(1 - _CLIP, 1 + _CLIP) * A), segments)
+
+
+def dpo(agents: Agents, w: Weights, segments: Segments, newest: int = _NEWEST) -> Tensor:
+    r"""The loss ``[N]`` of discovered policy optimisation, on segments of the newest episodes.
+
+    The mean of :math:`-(\rho_t \hat A_t - F_t)` with the drift, of which meta-learning found the form,
+
+    .. math::
+        F = \begin{cases}
+            \max(0, (\rho - 1) A - 2 \tanh((\rho - 1) A / 2)) & A \ge 0 \\
+            \max(0, A \log \rho - 0.6 \tanh(A \log \rho / 0.6)) & A < 0
+        \end{cases}
+
+    Args: as of `ppo`.
+
+    Source: Lu et al. (2022), "Discovered Policy Optimisation", https://arxiv.org/abs/2210.05639, eq. 10.
+    """
+    segments = agents.draw(_POLICY, newest)
+    rho, A = ratio(agents, w, segments), _standard_advantages(agents, w, segments)
+    return -_mean(rho * A - drift(rho, A), segments)
+
+
+def drift(rho: Tensor, A: Tensor) -> Tensor:
+    """The drift F of `dpo`."""
+    up, down = (rho - 1) * A, A * rho.log()
+    return torch.where(A >= 0, up - 2 * (up / 2).tanh(), down - 0.6 * (down / 0.6).tanh()).clamp(min=0)
+
+
+def ratio(agents: Agents, w: Weights, segments: Segments) -> Tensor:
+    r"""How much likelier policies w are to act as those did that acted, ``[N, B, T]``.
+
+    :math:`\rho_t = N(b_t; \mu_w(s_t), \sigma^2) / \pi(b_t \mid s_t)` with the exploration's :math:`\sigma`, and the
+    density :math:`\pi` of who took the action.
+    """
+    p = agents.policy(w, segments.observation[..., :-1, :])
+    return (agents.density(p, segments.action) - segments.density).clamp(-_FAR, _FAR).exp()
+
+
+def _standard_advantages(agents: Agents, w: Weights, segments: Segments, kept: Tensor | None = None) -> Tensor:
     s = segments.observation
-    p = agents.policy(w, s)
-    A = standardised(advantages(agents.opinion(s, p.detach()).detach(), segments, agents.gamma))
-    missed = (((segments.action - p[..., :-1, :]) / _SPREAD).square()).sum(-1) / 2
-    return _mean(missed * A, segments)
+    value = agents.opinion(s, agents.policy(w, s)).detach()
+    return standardised(advantages(value, segments, agents.gamma, kept))
 
 
-def advantages(value: Tensor, segments: Segments, gamma: float) -> Tensor:
-    """Generalized advantage estimation ``[..., T]`` from values ``[..., T + 1]``."""
+def advantages(value: Tensor, segments: Segments, gamma: float, kept: Tensor | None = None) -> Tensor:
+    """Generalized advantage estimation ``[..., T]`` from values ``[..., T + 1]``; `kept` weighs what comes after."""
     going = (1 - segments.terminal) * segments.mask
     missed = segments.reward + gamma * going * value[..., 1:] - value[..., :-1]
+    kept = torch.ones_like(missed) if kept is None else kept
     total, found = torch.zeros_like(missed[..., 0]), []
-    for now, goes in zip(reversed(missed.unbind(-1)), reversed(going.unbind(-1)), strict=True):
-        total = now + gamma * _LAMBDA * goes * total
-        found.append(total)
+    for now, goes, keeps in reversed(list(zip(*(x.unbind(-1) for x in (missed, going, kept)), strict=True))):
+        found.append(now + gamma * _LAMBDA * goes * total)
+        total = keeps * found[-1]
     return torch.stack(found[::-1], -1)
 
 
@@ -118,6 +197,17 @@ def agreement(objective: nn.Module, agents: Agents, segments: Segments, flip: Te
     wanted = slope * torch.autograd.grad((agents.opinion(now, p) * segments.mask).sum(), p)[0]
     shared, lengths = (ours * -wanted).flatten(1).sum(1), [x.square().flatten(1).sum(1) for x in (ours, wanted)]
     return shared / (lengths[0] * lengths[1] + _EPSILON**2).sqrt()
+
+
+RULES: dict[str, Callable[..., Tensor]] = {
+    "reinforce": reinforce,
+    "reinforce_corrected": partial(reinforce, corrected=True),
+    "reinforce_on_policy": partial(reinforce, newest=_NEWEST),
+    "ppo": ppo,
+    "dpo": dpo,
+    "critic": critics_own,
+}
+"""The hand-made rules ``(agents, w, segments) -> losses [N]`` by name."""
 
 
 def _mean(x: Tensor, segments: Segments) -> Tensor:

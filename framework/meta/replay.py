@@ -19,6 +19,7 @@ class Segments(NamedTuple):
         reward: ``[..., B, T]``.
         terminal: ``[..., B, T]``, 1.0 where the episode ended.
         mask: ``[..., B, T]``, 1.0 at real steps, 0.0 at those that only pad a short episode.
+        density: ``[..., B, T]``, logarithm of the density that the action had for who took it.
         real: 1.0 for the dimensions of an action that the world has, 0.0 for those that only pad it; of a shape that
             goes with that of the actions. None: all.
     """
@@ -28,11 +29,12 @@ class Segments(NamedTuple):
     reward: Tensor
     terminal: Tensor
     mask: Tensor
+    density: Tensor
     real: Tensor | None = None
 
     def join(self, other: Segments) -> Segments:
         """These segments and others of the same agents."""
-        dims = dict(zip(self._fields[:-1], (-3, -3, -2, -2, -2), strict=True))
+        dims = dict(zip(self._fields[:-1], (-3, -3, -2, -2, -2, -2), strict=True))
         return self._replace(
             **{name: torch.cat([getattr(self, name), getattr(other, name)], dim) for name, dim in dims.items()}
         )
@@ -58,7 +60,7 @@ class Replay:
         new = real.new_zeros
         shape = (N, capacity, length)
         self.episodes = Segments(
-            new(N, capacity, length + 1, observation_size), new(*shape, D), new(shape), new(shape), new(shape)
+            new(N, capacity, length + 1, observation_size), new(*shape, D), *(new(shape) for _ in range(4))
         )
 
     def add(self, episodes: Segments) -> None:
@@ -74,24 +76,28 @@ class Replay:
         """Empty the buffers of some agents, ``[N]`` bool."""
         self.count[which] = 0
 
-    def draw(self, number: Tensor, T: int) -> Segments:
+    def draw(self, number: Tensor, T: int, newest: int | None = None, owner: Tensor | None = None) -> Segments:
         """Draw B segments of T steps: an episode, then where in it the segment begins, both uniformly.
 
         Args:
             number: ``[N, B, 2]``, uniform in [0, 1).
             T: steps; an episode with fewer is padded.
+            newest: how many of the newest episodes are drawn from; None: all.
+            owner: ``[N, B]`` int64, the agents whose episodes are drawn; None: every agent's own.
         """
-        owner = torch.arange(len(number), device=number.device)[:, None]
-        slot = pick(number[..., 0], self.count.clamp(max=self.capacity)[owner])
+        if owner is None:
+            owner = torch.arange(len(number), device=number.device)[:, None]
+        held = self.count[owner]
+        choices = held.clamp(max=min(newest or self.capacity, self.capacity))
+        slot = (held - choices + pick(number[..., 0], choices)) % self.capacity
         lasted = self.episodes.mask[owner, slot].sum(-1).long()
         start = pick(number[..., 1], (lasted - T).clamp(min=0) + 1)
         step = start[..., None] + torch.arange(T + 1, device=start.device)
         owner, slot = owner[..., None], slot[..., None]
         now = step[..., :T]
         observation, *others = self.episodes[:-1]
-        action, reward, terminal, mask = (stored[owner, slot, now] for stored in others)
-        seen = observation[owner, slot, step]
-        return Segments(seen, action, reward, terminal, mask, self.real[:, None, None])
+        found = Segments(observation[owner, slot, step], *(stored[owner, slot, now] for stored in others))
+        return found._replace(real=self.real[:, None, None])
 
     def state_dict(self) -> dict[str, Tensor]:
         """What is stored, without the room that is still empty."""

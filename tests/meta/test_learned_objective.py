@@ -33,7 +33,7 @@ def segments(observed=3, D=2, B=4, T=5, seed=0):
     mask[0, 3:] = 0
     terminal = torch.zeros(B, T).double()
     terminal[1, -1] = 1
-    return Segments(draw(B, T + 1, observed), draw(B, T, D).tanh(), draw(B, T), terminal, mask)
+    return Segments(draw(B, T + 1, observed), draw(B, T, D).tanh(), draw(B, T), terminal, mask, 0 * mask)
 
 
 def objective(seed=3, **settings):

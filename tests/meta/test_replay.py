@@ -14,7 +14,12 @@ def episodes(N=3, E=2, L=6, observed=4, D=2, first=0, lasting=None):
         mask[..., lasting:] = 0
     now = place[..., :L]
     return Segments(
-        place[..., None].repeat(1, 1, 1, observed), now[..., None].repeat(1, 1, 1, D), now, torch.zeros_like(now), mask
+        place[..., None].repeat(1, 1, 1, observed),
+        now[..., None].repeat(1, 1, 1, D),
+        now,
+        torch.zeros_like(now),
+        mask,
+        -now,
     )
 
 

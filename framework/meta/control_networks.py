@@ -1,0 +1,59 @@
+"""The networks of agents that act by numbers: policies and twin critics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+
+class Policy(nn.Sequential):
+    r"""A deterministic policy :math:`\mu_w(s)` in [-1, 1]: hidden layers of ReLU and LayerNorm, then tanh.
+
+    Args:
+        observation_size: O.
+        action_size: D.
+        hidden_sizes: units of the hidden layers.
+    """
+
+    def __init__(self, observation_size: int, action_size: int, hidden_sizes: Sequence[int]) -> None:
+        super().__init__(*_layers(observation_size, *hidden_sizes), nn.Linear(hidden_sizes[-1], action_size), nn.Tanh())
+
+
+class TwinCritics(nn.Module):
+    """Two critics of what an action is worth, ``(s [..., O], b [..., D]) -> [..., 2]``.
+
+    Args:
+        observation_size: O.
+        action_size: D.
+        hidden_sizes: units of the hidden layers.
+    """
+
+    def __init__(self, observation_size: int, action_size: int, hidden_sizes: Sequence[int]) -> None:
+        super().__init__()
+        sizes = (observation_size + action_size, *hidden_sizes)
+        self.first, self.second = (nn.Sequential(*_layers(*sizes), nn.Linear(sizes[-1], 1)) for _ in range(2))
+
+    def forward(self, s: Tensor, b: Tensor) -> Tensor:
+        """Both opinions."""
+        x = torch.cat([s, b], -1)
+        return torch.cat([self.first(x), self.second(x)], -1)
+
+
+def fresh_weights(net: nn.Module, seed: Tensor) -> dict[str, Tensor]:
+    """New weights ``[N, ...]`` of a network from the seeds ``[N]`` of agents, torch's initialisation."""
+    born = []
+    with torch.random.fork_rng(devices=[]):
+        for own in seed.tolist():
+            torch.manual_seed(own)
+            for part in net.modules():
+                if isinstance(part, nn.Linear):
+                    part.reset_parameters()
+            born.append({name: p.detach().clone() for name, p in net.named_parameters()})
+    return {name: torch.stack([one[name] for one in born]).to(seed.device) for name in born[0]}
+
+
+def _layers(*sizes: int) -> list[nn.Module]:
+    return [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU(), nn.LayerNorm(b))]

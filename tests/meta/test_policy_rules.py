@@ -1,0 +1,116 @@
+"""The hand-made rules: each against its formula."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from algornn.meta import Agents, Pendulum, PointMass, Segments
+from algornn.meta.policy_rules import RULES, advantages, dpo, drift, ppo, ratio, reinforce
+
+SMALL = {"hidden_sizes": (8,), "segments": (4, 5), "every": 2, "random": 1}
+
+
+def agents_that_acted(updates, **settings):
+    worlds = [partial(world, length=12) for world in (PointMass, Pendulum)]
+    agents = Agents(worlds, torch.tensor([1, 2]), **SMALL | settings)
+    for _ in range(updates):
+        agents.update((partial(RULES["critic"], agents), 1.0))
+    return agents
+
+
+def slopes(rule, agents):
+    w = {name: x.clone().requires_grad_() for name, x in agents.w.items()}
+    return torch.autograd.grad(rule(agents, w, agents.draw(2)).sum(), list(w.values()))
+
+
+def test_the_ratio_is_one_for_who_acted_and_random_actions_are_uniform():
+    agents = agents_that_acted(0, random=0)
+    agents.replay.add(agents.collect(3))
+    segments = agents.draw(2)
+    torch.testing.assert_close(ratio(agents, agents.w, segments), torch.ones(2, 4, 5))
+    other = {name: x + 0.1 for name, x in agents.w.items()}
+    p = agents.policy(other, segments.observation[..., :-1, :])
+    expected = torch.distributions.Normal(p[1, ..., 0], agents.exploration).log_prob(segments.action[1, ..., 0])
+    torch.testing.assert_close(ratio(agents, other, segments)[1], (expected - segments.density[1]).exp())
+    density = agents_that_acted(0).collect(1).density
+    torch.testing.assert_close(density[:, 0, 0], -torch.log(torch.tensor([4.0, 2.0])))  # 2 actions, and 1
+
+
+def test_advantages_are_those_of_a_loop():
+    g = torch.Generator().manual_seed(0)
+    T, gamma = 6, 0.9
+    draw = lambda *shape: torch.randn(*shape, generator=g).double()  # noqa: E731
+    terminal, mask = torch.zeros(1, T).double(), torch.ones(1, T).double()
+    terminal[0, 3], mask[0, 4:] = 1, 0
+    segments = Segments(draw(1, T + 1, 2), draw(1, T, 1), draw(1, T), terminal, mask, 0 * mask)
+    value, kept = draw(1, T + 1), torch.rand(1, T, generator=g).double()
+    expected, total = [], 0.0
+    for t in reversed(range(T)):
+        goes = (1 - terminal[0, t]) * mask[0, t]
+        here = segments.reward[0, t] + gamma * goes * value[0, t + 1] - value[0, t] + gamma * 0.95 * goes * total
+        expected.append(here)
+        total = kept[0, t] * here
+    torch.testing.assert_close(advantages(value, segments, gamma, kept)[0], torch.stack(expected[::-1]))
+
+
+def test_the_drift_is_flat_at_one_and_never_negative():
+    rho = torch.ones(2, requires_grad=True)
+    A = torch.tensor([1.5, -1.5])
+    (slope,) = torch.autograd.grad(drift(rho, A).sum(), rho)
+    assert slope.tolist() == [0, 0]
+    assert drift(torch.tensor([2.0]), torch.tensor([3.0])).item() == pytest.approx(3 - 2 * 0.905148, abs=1e-5)
+    assert drift(torch.tensor([0.5]), torch.tensor([-1.0])).item() == pytest.approx(0.693147 - 0.6 * 0.819484, abs=1e-4)
+    many = torch.linspace(0.01, 5, 200)
+    assert all((drift(many, torch.full_like(many, A)) >= 0).all() for A in (-2.0, -0.5, 0.0, 0.5, 2.0))
+
+
+def test_where_the_ratio_is_one_all_policy_gradients_are_one():
+    agents = agents_that_acted(0, random=0)
+    agents.replay.add(agents.collect(4))
+    of_ppo, of_dpo = slopes(ppo, agents), slopes(dpo, agents)
+    plain, corrected = (slopes(partial(reinforce, newest=4, corrected=on), agents) for on in (False, True))
+    for a, b, c, d in zip(of_ppo, of_dpo, plain, corrected, strict=True):
+        torch.testing.assert_close(a, b)
+        torch.testing.assert_close(c, d)
+        # REINFORCE takes the actions to come from a narrower distribution.
+        torch.testing.assert_close(a * (agents.exploration / 0.1) ** 2, c, rtol=1e-3, atol=1e-5)
+
+
+def test_ppo_stops_at_the_clip():
+    agents = agents_that_acted(0, random=0)
+    agents.replay.add(agents.collect(4))
+    agents.replay.episodes.density.sub_(1.0)  # every ratio e, beyond 1.2
+    rho = ratio(agents, agents.w, agents.draw(2, 4))
+    torch.testing.assert_close(rho, torch.full_like(rho, torch.e))
+    w = {name: x.clone().requires_grad_() for name, x in agents.w.items()}
+    loss = ppo(agents, w, agents.draw(2))
+    assert loss.isfinite().all()
+    agents.replay.episodes.density.add_(2.0)  # every ratio 1 / e, below 0.8
+    low = ppo(agents, w, agents.draw(2))
+    A_high = -loss  # the mean of min(e A, 1.2 A), and of min(A / e, 0.8 A)
+    assert (A_high < 0).all()
+    assert (-low < 0).all()
+
+
+def test_on_policy_rules_take_the_newest_episodes_only():
+    agents = agents_that_acted(6)
+    agents.replay.episodes.reward.zero_()
+    newest = agents.draw(2, newest=1)
+    slot = agents.replay.count - 1
+    for n in range(2):
+        stored = agents.replay.episodes.action[n, slot[n]]
+        assert all((stored == step).all(-1).any() for step in newest.action[n].flatten(0, 1))
+
+
+@pytest.mark.parametrize(
+    "rule", [name if name == "critic" else pytest.param(name, marks=pytest.mark.slow) for name in RULES]
+)
+def test_the_rules_learn(rule):
+    agents = Agents([PointMass] * 3, torch.tensor([1, 2, 3]), hidden_sizes=(32, 32))
+    returns = lambda: agents.collect(8, explore=False).reward.sum(-1).mean()  # noqa: E731
+    before = returns()
+    for _ in range(300):
+        agents.update((partial(RULES[rule], agents), 1.0))
+    assert before < -100
+    assert returns() > before + 60
