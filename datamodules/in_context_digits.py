@@ -106,8 +106,9 @@ class InContextDigits(SplitDataModule):
     r"""Streams of small images under random projections and random names of the classes (Kirsch et al. 2022).
 
     A task is a matrix W with entries from :math:`N(0, 1/64)` and a permutation of the classes; its examples are (W x,
-    class of x) for images x of handwritten digits, 8 x 8 pixels, standardised. A stream has T different images of one
-    task. Who reads it has to find out the task: nothing but the stream says what belongs to what.
+    class of x) for images x of handwritten digits, 8 x 8 pixels, less the mean image of training and over one standard
+    deviation for all pixels: what all images share would be most of what a memory compares. A stream has T different
+    images of one task. Who reads it has to find out the task: nothing but the stream says what belongs to what.
 
     | split | train and val | test (out of distribution) | unprojected (out of distribution) |
     |---|---|---|---|
@@ -170,7 +171,7 @@ class InContextDigits(SplitDataModule):
         images, classes = digits()
         held_out = self._held_out(classes)
         known = images[~held_out]
-        images = (images - known.mean()) / known.std()
+        images = (images - known.mean(0)) / (known - known.mean(0)).std()
         chosen = held_out if stage in self.ood else ~held_out
         draws = ItemGenerators(self.benchmark, self.split, stage, self.seed, self.length)
         number = self.train_examples if stage == "train" else self.test_examples

@@ -79,6 +79,10 @@ class LinearTransformer(nn.Module):
         q, k = _mapped_together(self.feature_map, both)
         return q, k, v
 
+    def match_queries(self) -> None:
+        """Make the keys what the queries are, until training parts them."""
+        match_rows(self.slow.weight, self.heads, self.head_size)
+
     def fast_weights(self, x: Tensor, state: State | None = None, mask: Tensor | None = None) -> Associations:
         """Return what was written, the heads after one another."""
         _, k, v = self._heads(clear_masked(x, mask))
@@ -167,6 +171,10 @@ class DeltaNet(nn.Module):
         to = accumulation_dtype(x)
         return torch.exp(-cast(Tensor, self.log_rate).to(to).exp() * F.softplus(self.gate(x).to(to)))
 
+    def match_queries(self) -> None:
+        """Make the keys what the queries are, until training parts them."""
+        match_rows(self.slow.weight, self.heads, self.head_size)
+
     def fast_weights(self, x: Tensor, state: State | None = None, mask: Tensor | None = None) -> Associations:
         """Return what was written, the heads after one another."""
         _, k, v, beta = self._heads(clear_masked(x, mask))
@@ -196,6 +204,13 @@ def _mapped_together(feature_map: nn.Module, both: Tensor) -> tuple[Tensor, Tens
     """Map queries and keys, side by side in ``[..., 2 d]``, in one call: a random map draws its rows once per call."""
     q, k = feature_map(both.unflatten(-1, (2, -1))).unbind(-2)
     return q, k
+
+
+@torch.no_grad()
+def match_rows(slow: Tensor, heads: int, head_size: int) -> None:
+    """Copy the rows of a projection that make queries to those that make keys, head by head."""
+    rows = slow.view(heads, -1, slow.shape[1])
+    rows[:, head_size : 2 * head_size] = rows[:, :head_size]
 
 
 def sum_normalized(features: Tensor) -> Tensor:

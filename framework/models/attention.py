@@ -55,6 +55,11 @@ class MultiHeadAttention(nn.Module):
         x = clear_masked(x, mask)
         return keep_valid(self.read(x, *self.keys_values(x), mask, causal), mask)
 
+    @torch.no_grad()
+    def match_queries(self) -> None:
+        """Make the keys what the queries are, until training parts them."""
+        self.key_value.weight[: len(self.query.weight)] = self.query.weight
+
     def keys_values(self, x: Tensor) -> Pair:
         """Return keys and values ``[B, H, T, d]`` of tokens ``[B, T, D]``."""
         k, v = self.key_value(x).chunk(2, -1)

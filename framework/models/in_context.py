@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,12 @@ from algornn.models.token_networks import check_factory, output_width
 
 
 class InContextNetwork(nn.Module):
-    """A sequence layer that reads every input with the class of the one before, and names the class of each.
+    """A sequence layer that reads inputs and their classes, and names the class of each.
+
+    A class reaches the layer with the next input; or, `synchronous`, with its own, which then comes twice: first alone,
+    to be named, and then with its class. Synchronous labels ask less of a layer: what belongs together arrives
+    together, and an input is looked up by itself. So layers that have a method `match_queries` begin with keys that are
+    their queries, where like inputs find each other from the first step.
 
     Args:
         input_size: numbers of an input D.
@@ -20,18 +26,37 @@ class InContextNetwork(nn.Module):
         layer: called with `embedding_size`; makes the sequence layer, ``forward(x, state, mask) -> (y, state)``: any
             memory of `algornn`, `FastWeightBlocks`, `LSTM`, `Transformer` or your own.
         embedding_size: width of the linear layer that joins an input and a class.
+        synchronous: see above.
 
-    Source: Hochreiter, Younger and Conwell (2001), "Learning to Learn Using Gradient Descent".
+    Raises:
+        ValueError: the layer sees both sides, and so a class before it is asked for.
+
+    Source: Hochreiter, Younger and Conwell (2001), "Learning to Learn Using Gradient Descent"; Irie, Schlag, Csordas
+    and Schmidhuber (2022), "A Modern Self-Referential Weight Matrix That Learns to Modify Itself", section 4.2, for
+    both ways to tell classes. Deviation: there a stream has one input without its class, at the end.
     """
 
     def __init__(
-        self, input_size: int, output_size: int, layer: Callable[[int], nn.Module], embedding_size: int = 256
+        self,
+        input_size: int,
+        output_size: int,
+        layer: Callable[[int], nn.Module],
+        embedding_size: int = 256,
+        synchronous: bool = False,
     ) -> None:
         super().__init__()
         check_factory("layer", layer)
         self.embedding = nn.Linear(input_size + output_size, embedding_size)
         self.layer = layer(embedding_size)
         self.output = nn.Linear(output_width(self.layer, embedding_size), output_size)
+        self.synchronous = synchronous
+        for module in self.layer.modules():
+            if getattr(module, "sees_both_sides", False):
+                kind = type(module).__name__
+                raise ValueError(f"`layer` must not see what comes later, where the classes are told, as {kind} does.")
+            match: Any = getattr(module, "match_queries", None)
+            if synchronous and match is not None:
+                match()
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Name classes.
@@ -44,5 +69,9 @@ class InContextNetwork(nn.Module):
             Logits ``[B, T, C]``, those of example t from inputs 1 to t and classes 1 to t - 1.
         """
         told = F.one_hot(y, self.output.out_features).to(x.dtype)
-        told = F.pad(told[:, :-1], (0, 0, 1, 0))
-        return self.output(self.layer(self.embedding(torch.cat([x, told], -1)))[0])
+        if not self.synchronous:
+            told = F.pad(told[:, :-1], (0, 0, 1, 0))
+            return self.output(self.layer(self.embedding(torch.cat([x, told], -1)))[0])
+        asked = torch.cat([x, torch.zeros_like(told)], -1)
+        tokens = torch.stack([asked, torch.cat([x, told], -1)], 2).flatten(1, 2)
+        return self.output(self.layer(self.embedding(tokens))[0][:, ::2])

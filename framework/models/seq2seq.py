@@ -135,11 +135,12 @@ class Seq2Seq(nn.Module):
 
 
 def _check_decoder(encoder: nn.Module, encoder_size: int, decoder: nn.Module, decoder_size: int) -> None:
-    """Raise a ValueError unless the decoder reads in one direction and can start from the encoder's state."""
-    if any(getattr(module, "sees_both_sides", False) for module in decoder.modules()):
+    """Raise a ValueError unless the decoder reads token by token and can start from the encoder's state."""
+    obstacles = ("sees_both_sides", "needs_whole_sequences")
+    if any(getattr(module, obstacle, False) for module in decoder.modules() for obstacle in obstacles):
         raise ValueError(
-            f"A decoder must read in one direction, {type(decoder).__name__} sees both sides of every token: give it "
-            "as `encoder`, with another `layer`, or take TransformerSeq2Seq."
+            f"A decoder must read token by token in one direction, {type(decoder).__name__} reads whole sequences: "
+            "give it as `encoder`, with another `layer`, or take TransformerSeq2Seq."
         )
     modes = {module: module.training for layer in (encoder, decoder) for module in layer.modules()}
     try:

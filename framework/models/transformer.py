@@ -22,11 +22,11 @@ from algornn.models.attention import (
 class _Encoder(nn.Module):
     """Blocks that run over a whole sequence, each sees what the one before has made of all tokens."""
 
-    sees_both_sides: ClassVar[bool] = True  # it cannot be stepped, as a decoder has to be
+    needs_whole_sequences: ClassVar[bool] = True  # it cannot be stepped, as a decoder has to be
 
-    def __init__(self, block: Callable[[], nn.Module], blocks: int, layers: int) -> None:
+    def __init__(self, block: Callable[[], nn.Module], blocks: int, layers: int, causal: bool = False) -> None:
         super().__init__()
-        self.layers = layers
+        self.layers, self.causal = layers, causal
         self.blocks = nn.ModuleList([block() for _ in range(blocks)])
 
     def forward(
@@ -36,7 +36,7 @@ class _Encoder(nn.Module):
 
         Args:
             x: tokens ``[B, T, D]``.
-            state: None or the empty tuple. There is nothing to carry: every token attends to both sides.
+            state: None or the empty tuple. There is nothing to carry: what tokens attend to is the sequence itself.
             mask: ``[B, T]`` bool; a masked token is seen by none and gives the output 0. Positions count it, so that
                 padding belongs at the end.
 
@@ -48,13 +48,18 @@ class _Encoder(nn.Module):
         """
         if state is not None and not (isinstance(state, tuple) and not state):
             raise ValueError(
-                f"`state` must be None or (), got {type(state).__name__}. {type(self).__name__} attends to both sides: "
-                "it carries nothing from segment to segment. Give it whole sequences."
+                f"`state` must be None or (), got {type(state).__name__}. {type(self).__name__} attends to the "
+                "sequence itself: it carries nothing from segment to segment. Give it whole sequences."
             )
         x = self.add_positions(clear_masked(x, mask))
         for n in range(self._depth()):
-            x = self.blocks[n % len(self.blocks)](x, mask)
+            x = self.blocks[n % len(self.blocks)](x, mask, self.causal)
         return keep_valid(x, mask), ()
+
+    @property
+    def sees_both_sides(self) -> bool:
+        """Whether tokens attend to later ones too."""
+        return not self.causal
 
     def add_positions(self, x: Tensor, first: int = 0) -> Tensor:
         """Return the tokens as they are; layers with absolute positions add them."""
@@ -86,6 +91,7 @@ class Transformer(_Encoder):
             positions are balanced. "TEU", token embedding upscaling: Xavier-uniform, tokens times :math:`\sqrt{D}`.
             "PED", position embedding downscaling: Kaiming-normal, positions over :math:`\sqrt{D}`. "none": standard
             normal, no factor. Without absolute positions it is the initialisation alone.
+        causal: whether tokens attend to themselves and those before them only.
 
     Source: Csordas, Irie and Schmidhuber (2021), "The Devil is in the Detail", section 3.1 for the scaling, and its
     release, which gives layers with relative positions a Xavier-uniform embedding ("TEU" here).
@@ -103,6 +109,7 @@ class Transformer(_Encoder):
         attention_dropout: float = 0.0,
         positions: str = "absolute",
         scaling: str = "none",
+        causal: bool = False,
     ) -> None:
         check_choice("positions", positions, ("absolute", "relative", "none"))
         check_choice("scaling", scaling, ("TEU", "PED", "none"))
@@ -113,7 +120,7 @@ class Transformer(_Encoder):
         def block() -> nn.Module:
             return _Block(attend(input_size, heads, attention_dropout), input_size, feedforward_size, dropout)
 
-        super().__init__(block, 1 if self.shared else layers, layers)
+        super().__init__(block, 1 if self.shared else layers, layers, causal)
         self.positions, self.scaling, self.dropout = positions, scaling, nn.Dropout(dropout)
 
     def add_positions(self, x: Tensor, first: int = 0) -> Tensor:
@@ -255,8 +262,8 @@ class _Block(nn.Module):
         self.attention_norm, self.norm = nn.LayerNorm(size), nn.LayerNorm(size)
         self.feedforward = feedforward(size, feedforward_size, dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        a = self.attention_norm(x + self.dropout(self.attention(x, mask)))
+    def forward(self, x: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        a = self.attention_norm(x + self.dropout(self.attention(x, mask, causal)))
         return self.norm(a + self.dropout(self.feedforward(a)))
 
 
@@ -275,8 +282,8 @@ class _GatedBlock(nn.Module):
         self.squash: nn.Module = nn.LayerNorm(size) if geometric else nn.Tanh()
         self.gate = feedforward(size, size, dropout, bias=-3.0)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        a = self.attention_norm(x + self.dropout(self.attention(x, mask)))
+    def forward(self, x: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        a = self.attention_norm(x + self.dropout(self.attention(x, mask, causal)))
         u, g = self.squash(self.update(a)), self.gate(a).sigmoid()
         if self.training and self.gate_dropout:
             g = g * (torch.rand_like(g[..., :1]) >= self.gate_dropout)

@@ -10,13 +10,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from algornn import LSTM, VSML, DeltaNet, InContextLearner, InContextNetwork, OnlineNetwork, cli
+from algornn import (
+    LSTM,
+    VSML,
+    DeltaNet,
+    InContextLearner,
+    InContextNetwork,
+    LinearTransformer,
+    OnlineNetwork,
+    Transformer,
+    cli,
+)
 from algornn.datamodules import InContextDigits
 from algornn.meta.in_context import InContextScores
 
+CAUSAL = partial(Transformer, layers=2, heads=2, dropout=0.0, positions="none", causal=True)
 NETWORKS = {
     "lstm": lambda: InContextNetwork(5, 3, partial(LSTM, hidden_size=8), embedding_size=8),
     "deltanet": lambda: InContextNetwork(5, 3, partial(DeltaNet, heads=2), embedding_size=8),
+    "synchronous": lambda: InContextNetwork(5, 3, partial(DeltaNet, heads=2), embedding_size=8, synchronous=True),
+    "transformer": lambda: InContextNetwork(5, 3, CAUSAL, embedding_size=8, synchronous=True),
     "vsml": lambda: VSML(5, 3),
     "deep vsml": lambda: VSML(5, 3, hidden_sizes=(4,), state_size=6, message_size=3),
     "sgd": lambda: OnlineNetwork(5, 3, hidden_sizes=(4,)),
@@ -114,11 +127,41 @@ def test_scores_by_examples_read():
     }  # fmt: skip
 
 
+def test_with_synchronous_labels_keys_begin_as_queries():
+    D = 8
+    for layer in (partial(DeltaNet, heads=2), partial(LinearTransformer, heads=2)):
+        slow = InContextNetwork(5, 3, layer, D, synchronous=True).layer.slow.weight.unflatten(0, (2, -1))
+        assert torch.equal(slow[:, :4], slow[:, 4:8])
+        assert not torch.equal(slow[0, :4], slow[1, :4])
+        slow = InContextNetwork(5, 3, layer, D).layer.slow.weight.unflatten(0, (2, -1))
+        assert not torch.equal(slow[:, :4], slow[:, 4:8])
+    for block in InContextNetwork(5, 3, CAUSAL, D, synchronous=True).layer.blocks:
+        assert torch.equal(block.attention.query.weight, block.attention.key_value.weight[:D])
+
+
+def test_synchronous_labels_are_learnt_from_at_once():
+    """Four classes far apart: what was read with an input is found again by its like."""
+    generator = torch.Generator().manual_seed(1)
+    torch.manual_seed(1)
+    network = InContextNetwork(8, 4, CAUSAL, embedding_size=32, synchronous=True)
+    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
+    for _ in range(150):
+        centres = torch.randn(32, 4, 8, generator=generator) * 2
+        y = torch.randint(4, (32, 12), generator=generator)
+        x = centres.take_along_dim(y[..., None], 1) + 0.3 * torch.randn(32, 12, 8, generator=generator)
+        logits = network(x, y)
+        optimizer.zero_grad()
+        F.cross_entropy(logits.flatten(0, 1), y.flatten()).backward()
+        optimizer.step()
+    assert (logits[:, -1].argmax(-1) == y[:, -1]).float().mean() > 0.7
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: OnlineNetwork(5, 3, rule="rmsprop"), "`rule` must be one of 'sgd', 'adam', got 'rmsprop'"),
         (lambda: OnlineNetwork(5, 3, learning_rate=0), "`learning_rate` must be above 0"),
+        (lambda: InContextNetwork(5, 3, Transformer), "must not see what comes later, .* as Transformer does"),
         (lambda: VSML(5, 0), "at least one unit"),
         (lambda: VSML(5, 3, message_size=1), "`message_size` must be at least 2"),
     ],
@@ -131,7 +174,7 @@ def test_bad_arguments_are_refused(make, message):
 def test_recipes_train_and_test(tmp_path, capsys):
     sizes = ["--data.init_args.length", "6", "--data.init_args.batch_size", "4", "--data.init_args.test_examples", "8"]
     sizes += ["--trainer.max_steps", "2", "--trainer.val_check_interval", "1", "--trainer.enable_progress_bar", "false"]
-    for recipe in ("in_context_digits_deltanet", "in_context_digits_vsml", "in_context_digits_sgd"):
+    for recipe in (f"in_context_digits_{name}" for name in ("deltanet", "transformer", "vsml", "sgd")):
         run = tmp_path / recipe
         assert cli.main(["fit", "--config", recipe, "--run_dir", str(run), *sizes]) == 0
         stages = json.loads((run / "metrics.json").read_text())["stages"]

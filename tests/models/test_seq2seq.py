@@ -66,9 +66,13 @@ def test_steps_give_the_logits_of_the_whole(name, pairs):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"layer": partial(Transformer, heads=2)}, "must read in one direction, Transformer"),
-        ({"layer": partial(NeuralDataRouter)}, "must read in one direction, NeuralDataRouter"),
-        ({"layer": partial(BidirectionalLSTM, hidden_size=8)}, "must read in one direction, BidirectionalLSTM"),
+        ({"layer": partial(Transformer, heads=2)}, "must read token by token in one direction, Transformer"),
+        ({"layer": partial(Transformer, heads=2, causal=True)}, "token by token in one direction, Transformer"),
+        ({"layer": partial(NeuralDataRouter)}, "must read token by token in one direction, NeuralDataRouter"),
+        (
+            {"layer": partial(BidirectionalLSTM, hidden_size=8)},
+            "must read token by token in one direction, BidirectionalLSTM",
+        ),
         ({"layer": GRU, "encoder": LSTM}, "cannot start from the encoder's"),
         ({"layer": partial(LSTM, hidden_size=8), "encoder": partial(LSTM, hidden_size=4)}, "cannot start from"),
         ({"layer": LSTM, "encoder": partial(Transformer, heads=2)}, "cannot start from the encoder's"),

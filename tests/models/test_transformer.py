@@ -24,6 +24,11 @@ ENCODERS = {
     "router_absolute_relative": partial(NeuralDataRouter, layers=3, attention="absolute_relative", **SMALL),
     "geometric": partial(NeuralDataRouter, layers=3, gate=False, **SMALL),
 }
+CAUSAL = {
+    "absolute_causal": partial(Transformer, layers=2, causal=True, **SMALL),
+    "relative_causal": partial(Transformer, layers=2, positions="relative", causal=True, **SMALL),
+}
+ENCODERS |= CAUSAL
 every = pytest.mark.parametrize("name", ENCODERS)
 MASK = torch.tensor([[True] * 4 + [False] * 2, [True, False, True, True, False, True], [False] * 6, [True] * 6])
 
@@ -268,7 +273,9 @@ def test_few_tokens_and_the_empty_state(name):
             assert state == ()
     assert torch.equal(encoder(tokens(), ())[0], encoder(tokens())[0])
     for state in ((torch.zeros(4, 2),), torch.zeros(0), [], 0):
-        with pytest.raises(ValueError, match=rf"must be None or \(\), got {type(state).__name__}\. .* both sides"):
+        with pytest.raises(
+            ValueError, match=rf"must be None or \(\), got {type(state).__name__}\. .* the sequence itself"
+        ):
             encoder(tokens(), state)
     with pytest.raises(TypeError, match=r"`mask` must be a boolean tensor \[B, T\]"):
         encoder(tokens(), None, torch.ones(4, 6))
@@ -384,3 +391,15 @@ def test_sizes_and_probabilities_are_checked(make, wrong, error, message):
 def test_constructors_begin_with_the_width():
     for cls in (Transformer, UniversalTransformer, NeuralDataRouter):
         assert next(iter(inspect.signature(cls).parameters)) == "input_size"
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_causal_encoders_and_only_they_do_not_see_what_comes_later(name):
+    encoder, x = made(name), tokens()
+    assert encoder.sees_both_sides == (name not in CAUSAL)
+    later = x.clone()
+    later[:, 4:] += 1
+    moved = (encoder(later)[0] - encoder(x)[0])[:, :4].abs().max().item()
+    assert (moved < 1e-12) == (name in CAUSAL)
+    if name in CAUSAL:
+        assert_close(encoder(x[:, :4])[0], encoder(x)[0][:, :4])
