@@ -27,12 +27,13 @@ demo: $(LINKS)
 	$(BIN)/algornn report $(DEMO)/quickstart $(DEMO)/quickstart_lstm
 	@echo; echo "next: source $(BIN)/activate; algornn list recipes"
 
-# All three run even when one fails, so that one call shows everything there is to mend.
+# All three run even when one fails, so that one call shows everything there is to mend. A process per core, up to 8.
+test: export OMP_NUM_THREADS = 1
 test: $(LINKS)
 	@failed=0; \
 	$(BIN)/ruff check . || failed=1; \
 	$(BIN)/mypy || failed=1; \
-	$(BIN)/pytest -m "not slow" || failed=1; \
+	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile -m "not slow" || failed=1; \
 	exit $$failed
 
 docs: $(LINKS)

@@ -19,6 +19,7 @@ from algornn.meta.replay import Segments
 from algornn.meta.world import ContinuousWorld, uniform
 
 _END, _FLIP = 20, 21  # streams of chance
+_SCORES = ("agreement", "action_agreement", "improvement")
 _GOLDEN = (5**0.5 - 1) / 2
 _CLIP = 1.0  # norm of the objective's gradient
 
@@ -32,7 +33,8 @@ class MetaGenRL(Learner):
     the first `warmup` steps and stays 0 for the `anchors`. Then the objective's weights a take a step of Adam along the
     gradient, clipped to 1, of the mean over agents of a score:
 
-    - ``"agreement"``: `algornn.meta.agreement`, of a small step on the actions, with actuators reversed at random;
+    - ``"agreement"``: `algornn.meta.agreement`, of a small step before the tanh of the policies, with actuators reversed
+      at random; ``"action_agreement"``: the same of a step on the actions themselves;
     - ``"improvement"``: `algornn.meta.improvement`, as published: one plain step of SGD on the policy's weights, whose
       gradient is clipped for every agent before the mean.
 
@@ -47,7 +49,7 @@ class MetaGenRL(Learner):
         lifetime: updates of a fresh agent; in training a life lasts between a quarter and 7/4 of it.
         warmup: :math:`\beta`'s, in steps.
         anchors: share of the agents that always follow their critic.
-        score: ``"agreement"`` or ``"improvement"``.
+        score: ``"agreement"``, ``"action_agreement"`` or ``"improvement"``.
         rivals: other rules that a test scores: "critic" (TD3), "reinforce", "reinforce_corrected",
             "reinforce_on_policy", "ppo", "dpo", of `algornn.meta.policy_rules`.
 
@@ -72,8 +74,8 @@ class MetaGenRL(Learner):
         super().__init__(model, optimizer)
         if lifetime < 1:
             raise ValueError(f"`lifetime` is a number of updates, expected at least 1, got {lifetime}.")
-        if score not in ("agreement", "improvement"):
-            raise ValueError(f"`score` must be 'agreement' or 'improvement', got {score!r}.")
+        if score not in _SCORES:
+            raise ValueError(f"`score` must be one of {', '.join(map(repr, _SCORES))}, got {score!r}.")
         if unknown := [name for name in rivals if name not in RULES]:
             raise ValueError(f"`rivals` must be among {', '.join(map(repr, RULES))}, got {unknown[0]!r}.")
         self.automatic_optimization = False
@@ -93,10 +95,10 @@ class MetaGenRL(Learner):
         critic: Rule = partial(critics_own, agents)
         returns = agents.update((rule, share), (critic, 1 - share), expired=agents.age >= self._ends(agents.seed))
         scores = self._scores(agents)
-        if self.score == "agreement":
-            gradients = list(torch.autograd.grad(-scores.mean(), list(self.model.parameters())))
-        else:
+        if self.score == "improvement":
             gradients = self._clipped_apart(-scores)
+        else:
+            gradients = list(torch.autograd.grad(-scores.mean(), list(self.model.parameters())))
         optimizer: Any = self.optimizers()
         for p, gradient in zip(self.model.parameters(), gradients, strict=True):
             p.grad = self.trainer.strategy.reduce(gradient.detach(), reduce_op="mean")
@@ -150,7 +152,8 @@ class MetaGenRL(Learner):
         if self.score == "improvement":
             return improvement(self.model, agents, (agents.draw(3), agents.draw(4)))
         number = uniform(agents.seed, agents.time, _FLIP, (1, 1, agents.action_size))
-        return agreement(self.model, agents, agents.draw(3), torch.where(number < 0.5, -1.0, 1.0))
+        flip = torch.where(number < 0.5, -1.0, 1.0)
+        return agreement(self.model, agents, agents.draw(3), flip, self.score == "agreement")
 
     def _clipped_apart(self, losses: Tensor) -> list[Tensor]:
         """The mean over agents of gradients that are clipped for each."""
@@ -194,7 +197,8 @@ class MetaGenRL(Learner):
         """Yield ids, returns, minus the objective's agreement with the critics at the end, and groups."""
         agents, episodes = self.live(batch, rule)
         with torch.inference_mode(False), torch.enable_grad():
-            missed = -agreement(self.model, agents, agents.draw(3)).detach()
+            squashed = self.score != "action_agreement"
+            missed = -agreement(self.model, agents, agents.draw(3), squashed=squashed).detach()
         yield batch.id, (episodes.reward * episodes.mask).sum(-1).mean(-1), missed, batch.group
 
     def new_scores(self, dataset: Any) -> Metric:

@@ -165,7 +165,9 @@ def improvement(objective: nn.Module, agents: Agents, batches: Sequence[Segments
     return -critics_own(agents, w, joined)
 
 
-def agreement(objective: nn.Module, agents: Agents, segments: Segments, flip: Tensor | None = None) -> Tensor:
+def agreement(
+    objective: nn.Module, agents: Agents, segments: Segments, flip: Tensor | None = None, squashed: bool = True
+) -> Tensor:
     r"""The cosine ``[N]`` between where the learned objective moves the actions and where the critics want them.
 
     .. math::
@@ -183,6 +185,8 @@ def agreement(objective: nn.Module, agents: Agents, segments: Segments, flip: Te
         segments: what they did.
         flip: ``[N, 1, 1, D]`` of 1 and -1, the actions that are shown to the objective with the other sign, as in a
             world whose actuators are reversed; None: none.
+        squashed: where False, both gradients are those in the actions :math:`\mu_w(s_t)` themselves, which lets actions
+            at their bounds count in full.
     """
     s, now = segments.observation, segments.observation[..., :-1, :]
     b = segments.action
@@ -192,7 +196,7 @@ def agreement(objective: nn.Module, agents: Agents, segments: Segments, flip: Te
         value, worth = agents.opinion(s, policy), agents.opinion(now, b)
     p = policy[..., :-1, :].clone().requires_grad_()
     losses = objective(p * flip, value, worth, segments._replace(action=b * flip))
-    slope = 1 - p.detach().square()  # of tanh
+    slope = 1 - p.detach().square() if squashed else torch.ones_like(p)  # of tanh
     ours = slope * torch.autograd.grad(losses.sum(), p, create_graph=True)[0]
     wanted = slope * torch.autograd.grad((agents.opinion(now, p) * segments.mask).sum(), p)[0]
     shared, lengths = (ours * -wanted).flatten(1).sum(1), [x.square().flatten(1).sum(1) for x in (ours, wanted)]

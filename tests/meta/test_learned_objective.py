@@ -184,11 +184,11 @@ def stacked():
     return Segments(*map(torch.stack, zip(*(segments(seed=n)[:-1] for n in range(2)), strict=True)))
 
 
-@pytest.mark.parametrize("signs", [(1.0, 1.0), (1.0, -1.0)])
-def test_agreement_is_the_cosine_of_both_slopes_and_its_gradient_that_of_differences(signs):
+@pytest.mark.parametrize(("signs", "squashed"), [((1.0, 1.0), True), ((1.0, -1.0), True), ((1.0, -1.0), False)])
+def test_agreement_is_the_cosine_of_both_slopes_and_its_gradient_that_of_differences(signs, squashed):
     network, agents, b = objective(advantages=True), Stack(), stacked()
     f = torch.tensor(signs).double()
-    found = agreement(network, agents, b, f.expand(2, 1, 1, 2))
+    found = agreement(network, agents, b, f.expand(2, 1, 1, 2), squashed)
     for n, agent in enumerate(agents.agents):
         own = Segments(*(x[n] for x in b[:-1]))
         s = own.observation
@@ -197,10 +197,13 @@ def test_agreement_is_the_cosine_of_both_slopes_and_its_gradient_that_of_differe
         worth, shown = agent.opinion(s[:, :-1], own.action), own._replace(action=own.action * f)
         ours = torch.autograd.grad(network(p * f, value, worth, shown).sum(), p)[0]
         theirs = -torch.autograd.grad((agent.opinion(s[:, :-1], p) * own.mask).sum(), p)[0]
-        ours, theirs = ((1 - p.detach() ** 2) * slope for slope in (ours, theirs))
+        if squashed:
+            ours, theirs = ((1 - p.detach() ** 2) * slope for slope in (ours, theirs))
         cosine = torch.nn.functional.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0)
         assert float(found[n]) == pytest.approx(float(cosine), rel=1e-6)
-    derivative, difference = derivative_and_difference(network, lambda: agreement(network, agents, b).mean(), 0)
+    derivative, difference = derivative_and_difference(
+        network, lambda: agreement(network, agents, b, None, squashed).mean(), 0
+    )
     assert derivative == pytest.approx(difference, rel=1e-5)
     assert abs(derivative) > 1e-6
 

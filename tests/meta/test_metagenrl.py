@@ -43,7 +43,7 @@ def weights(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-@pytest.mark.parametrize("score", ["agreement", "improvement"])
+@pytest.mark.parametrize("score", ["agreement", "action_agreement", "improvement"])
 def test_a_step_moves_the_objective_and_the_agents(score, tmp_path):
     model = learner(score=score)
     before = weights(model)
@@ -111,7 +111,7 @@ def test_other_agents_in_a_batch_are_refused(tmp_path):
     ("settings", "message"),
     [
         ({"lifetime": 0}, "`lifetime` is a number of updates"),
-        ({"score": "luck"}, "'agreement' or 'improvement', got 'luck'"),
+        ({"score": "luck"}, "'agreement', 'action_agreement', 'improvement', got 'luck'"),
         ({"rivals": ("ppo2",)}, "among 'reinforce', 'reinforce_corrected', .*, got 'ppo2'"),
     ],
 )
