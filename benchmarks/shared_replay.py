@@ -1,7 +1,7 @@
 """How many agents fail that learn from their own experience, and how many that share it with the others of their world.
 
-    python benchmarks/shared_replay.py [--rule critic] [--seeds 5] [--agents 8] [--updates 800]
-                                       [--out benchmarks/results/shared_replay.json]
+    python benchmarks/shared_replay.py [--rule critic] [--arms independent shared] [--seeds 5] [--agents 8]
+                                       [--updates 800] [--out benchmarks/results/shared_replay.json]
 
 Every arm has the same agents, by seed, in four worlds; an episode follows every tenth update. An agent has failed when
 its return at the end, over 16 episodes without noise, is below that of uniform actions. Counts are means over seeds,
@@ -30,8 +30,8 @@ WORLDS = (PointMass, Reacher, Pendulum, CartPoleSwingUp)
 ARMS: dict[str, dict[str, Any]] = {
     "independent": {"share": 0.0, "replace": False},
     "shared": {"share": 0.5, "replace": False},
-    "independent, replaced": {"share": 0.0, "replace": True},
-    "shared, replaced": {"share": 0.5, "replace": True},
+    "replaced": {"share": 0.0, "replace": True},
+    "shared and replaced": {"share": 0.5, "replace": True},
 }
 
 
@@ -98,6 +98,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rule", choices=list(RULES), default="critic")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--agents", type=int, default=8)
     parser.add_argument("--updates", type=int, default=800)
@@ -108,7 +109,7 @@ def main() -> None:
     key = ("rule", "agents", "updates", "seed", "arm")
     done = {tuple(row[name] for name in key) for row in rows}
     for seed in range(options.seeds):
-        for arm in ARMS:
+        for arm in options.arms:
             if (options.rule, options.agents, options.updates, seed, arm) not in done:
                 rows.append(lived(options, seed, arm))
                 write_results(options.out, rows)

@@ -33,8 +33,8 @@ class MetaGenRL(Learner):
     the first `warmup` steps and stays 0 for the `anchors`. Then the objective's weights a take a step of Adam along the
     gradient, clipped to 1, of the mean over agents of a score:
 
-    - ``"agreement"``: `algornn.meta.agreement`, of a small step before the tanh of the policies, with actuators reversed
-      at random; ``"action_agreement"``: the same of a step on the actions themselves;
+    - ``"agreement"``: `algornn.meta.agreement`, of a small step before the tanh of the policies, with actuators
+      reversed at random; ``"action_agreement"``: the same of a step on the actions themselves;
     - ``"improvement"``: `algornn.meta.improvement`, as published: one plain step of SGD on the policy's weights, whose
       gradient is clipped for every agent before the mean.
 
