@@ -2,6 +2,7 @@
 
 from algornn.datamodules.associative_retrieval import AssociativeRetrieval
 from algornn.datamodules.babi import BAbI
+from algornn.datamodules.bandits import BanditBatch, Bandits
 from algornn.datamodules.catbabi import CatBAbI
 from algornn.datamodules.cfq import CFQ
 from algornn.datamodules.code_execution import CodeExecution
@@ -54,6 +55,8 @@ __all__ = [
     "AddMul",
     "AssociativeRetrieval",
     "BAbI",
+    "BanditBatch",
+    "Bandits",
     "CTLPlusPlus",
     "CatBAbI",
     "CodeExecution",

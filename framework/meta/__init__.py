@@ -2,6 +2,8 @@
 
 from algornn.meta.actor_critic import ActorCritic, EpisodeReturns
 from algornn.meta.agents import Agents
+from algornn.meta.bandit_agents import SymmetricAgent, UpperConfidenceBound
+from algornn.meta.bandit_world import BanditWorld
 from algornn.meta.control_networks import Policy, TwinCritics
 from algornn.meta.control_worlds import CartPoleSwingUp, ControlWorld, Pendulum, PointMass, Reacher
 from algornn.meta.graph_world import GraphWorld
@@ -20,6 +22,7 @@ __all__ = [
     "VSML",
     "ActorCritic",
     "Agents",
+    "BanditWorld",
     "CartPoleSwingUp",
     "ContinuousWorld",
     "ControlWorld",
@@ -39,7 +42,9 @@ __all__ = [
     "Replay",
     "Segments",
     "SharingAgents",
+    "SymmetricAgent",
     "TwinCritics",
+    "UpperConfidenceBound",
     "World",
     "agreement",
     "improvement",

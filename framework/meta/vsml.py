@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_GATE_BIAS = 5.0  # added to the forget gates and taken from the input gates: states change slowly at first
 _LARGEST = 100.0  # of a class's score
 
 
@@ -47,6 +46,8 @@ class VSML(nn.Module):
         state_size: S.
         message_size: M, at least 2.
         seed: of the first states.
+        gate_bias: added to the forget gates and taken from the input gates: the larger, the slower states change at
+            first.
 
     The parameter count is 4 S (S + 2 M + 1) + 2 M (S + 1): 2,384 at the default sizes. Without hidden layers G is not
     trained, for its messages go nowhere.
@@ -64,8 +65,10 @@ class VSML(nn.Module):
         state_size: int = 16,
         message_size: int = 8,
         seed: int = 0,
+        gate_bias: float = 5.0,
     ) -> None:
         super().__init__()
+        self.gate_bias = gate_bias
         self.sizes = (input_size, *hidden_sizes, output_size)
         if min(self.sizes) < 1:
             raise ValueError(f"Every layer of VSML needs at least one unit, got sizes {self.sizes}.")
@@ -137,7 +140,7 @@ class VSML(nn.Module):
         for layer, (old, g) in enumerate(zip(cells, backward, strict=True)):
             gates = self.recurrent(old.h) + self.forward_in(f)[:, :, None] + self.backward_in(g)[:, None]
             i, forget, o, new = gates.chunk(4, -1)
-            c = (forget + _GATE_BIAS).sigmoid() * old.c + (i - _GATE_BIAS).sigmoid() * new.tanh()
+            c = (forget + self.gate_bias).sigmoid() * old.c + (i - self.gate_bias).sigmoid() * new.tanh()
             h = o.sigmoid() * c.tanh()
             cells[layer] = Cells(h, c)
             # The mean over weights before the linear map: the same, and much less to map.
