@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from algornn.meta.vsml import VSML, Cells
 
 _GATE_BIAS = 1.0  # an episode is short: the cells' states move from its first pulls on
+_SHARPNESS = 10.0  # of the policies at first
 _FEW = 1e-6
 
 
@@ -19,7 +20,8 @@ class SymmetricAgent(nn.Module):
 
     One layer leads from two units, the last reward and a 1, to an output for every arm and one for the value. Each is
     told whether it was pulled last and what it is: 1 an arm, 0 a place without one, -1 the value. All cells begin with
-    the same state, so that the order of the arms does not matter. Its parameters do not depend on their number.
+    the same state, so that the order of the arms does not matter. Its parameters do not depend on their number. Logits
+    are the scores of VSML times a trained number, at first 10: states that begin at 0 say little.
 
     Args:
         input_size: numbers of an observation, 2 A + 1 (`BanditWorld`).
@@ -36,6 +38,7 @@ class SymmetricAgent(nn.Module):
         super().__init__()
         check_sizes(input_size, output_size)
         self.rule = VSML(2, output_size + 1, (), state_size, message_size, gate_bias=_GATE_BIAS)
+        self.log_sharpness = nn.Parameter(torch.tensor(math.log(_SHARPNESS)))
 
     def forward(self, x: Tensor, state: Cells | None = None, mask: Any = None) -> tuple[Tensor, Tensor, Cells]:
         """Act on a sequence.
@@ -59,7 +62,7 @@ class SymmetricAgent(nn.Module):
         for t in range(x.shape[1]):
             scores.append(self.rule.tick(cells, [told], inputs[:, t], told[:, t]))
         score = torch.stack(scores, 1)
-        return only_arms(score[..., :-1], is_arm), score[..., -1], cells[0]
+        return only_arms(self.log_sharpness.exp() * score[..., :-1], is_arm), score[..., -1], cells[0]
 
 
 class UpperConfidenceBound(nn.Module):
@@ -81,7 +84,7 @@ class UpperConfidenceBound(nn.Module):
     def __init__(self, input_size: int, output_size: int) -> None:
         super().__init__()
         check_sizes(input_size, output_size)
-        self.log_sharpness = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.log_sharpness = nn.Parameter(torch.tensor(math.log(_SHARPNESS)))
         self.log_bonus = nn.Parameter(torch.tensor(math.log(0.5)))
         self.value = nn.Parameter(torch.zeros(()))
 
