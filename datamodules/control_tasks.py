@@ -113,7 +113,8 @@ class ControlTasks(SplitDataModule):
         batch_size: Agents per batch and process.
         seed: Seed of the agents' seeds.
         agents: Agents that train.
-        test_agents: Agents in every world of the other stages.
+        test_agents: Agents in every world of the test.
+        seen_agents: Agents in every world of `val` and `seen`; None: as many as in the test.
 
     Raises:
         TypeError: A number that is not whole.
@@ -136,17 +137,21 @@ class ControlTasks(SplitDataModule):
         seed: int = 0,
         agents: int = 12,
         test_agents: int = 5,
+        seen_agents: int | None = None,
     ) -> None:
         super().__init__(split, data_dir, batch_size, seed)
-        check_positive(agents=agents, test_agents=test_agents)
-        self.agents, self.test_agents = agents, test_agents
+        seen_agents = test_agents if seen_agents is None else seen_agents
+        check_positive(agents=agents, test_agents=test_agents, seen_agents=seen_agents)
+        self.agents, self.test_agents, self.seen_agents = agents, test_agents, seen_agents
         self.trained, self.held_out = _SPLITS[split]
         self.groups = (*self.trained, *self.held_out)
 
     def dataset_of(self, stage: str) -> Lives:
         """The agents of a stage."""
         worlds = self.held_out if stage == "test" else self.trained
-        number = self.agents if stage == "train" else self.test_agents * len(worlds)
+        number = {"train": self.agents, "test": self.test_agents * len(worlds)}.get(
+            stage, self.seen_agents * len(worlds)
+        )
         seeds = generator(self.benchmark, self.split, stage, self.seed).integers(2**62, size=number)
         return Lives(self.groups, worlds, seeds, repeats=1000 if stage == "train" else 1)
 

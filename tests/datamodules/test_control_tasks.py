@@ -30,6 +30,8 @@ def test_agents_are_dealt_to_worlds_in_turn_with_seeds_of_their_own():
     seeds |= {str(seed) for seed in batch.seed.tolist()}
     assert len(seeds) == 6 + 15 + 15 + 5
     assert [data.groups[g] for g in batch.group] == list(batch.world)
+    few = ControlTasks("reacher", test_agents=4, seen_agents=1)
+    assert [len(few.examples(stage)) for stage in ("val", "seen", "test")] == [3, 3, 4]
     other = next(iter(ControlTasks("reacher", agents=6, batch_size=6, seed=1).train_dataloader()))
     assert not torch.equal(other.seed, batch.seed)
 
