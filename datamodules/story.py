@@ -95,6 +95,11 @@ class StoryDataset(GroupedDataset):
         self._questions: list[tuple[int, int, int, int, int]] = []  # start and stop in `_told`, query, answer, group
         self._arrays: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The word of every answer's id."""
+        return self.vocabulary
+
     def begin(self) -> None:
         """Begin a new story."""
         self._begin = len(self._told)

@@ -12,6 +12,7 @@ from tiny_runs import TINY, curve
 
 import algornn
 from algornn import cli, recipes
+from algornn.datamodules import StoryWorld
 from algornn.predictions import in_words
 
 
@@ -157,6 +158,8 @@ def test_predictions_are_written_once_per_example(run, tmp_path, capsys):
     assert [file.name for file in files] == ["longer.jsonl", "names.jsonl", "pairs.jsonl", "test.jsonl"]
     rows = [json.loads(line) for line in files[-1].read_text().splitlines()]
     assert [row["id"] for row in rows] == list(range(151))
+    words = StoryWorld().vocabulary
+    assert all(row["prediction"] in words for row in rows)
     assert f"151 predictions: {files[-1]}" in capsys.readouterr().out
 
 
