@@ -1,7 +1,7 @@
 """Meta-learners, and the worlds that they act in."""
 
 from algornn.meta.actor_critic import ActorCritic, EpisodeReturns
-from algornn.meta.agents import Agents
+from algornn.meta.agents import Agents, OriginalAgents
 from algornn.meta.bandit_agents import SymmetricAgent, UpperConfidenceBound
 from algornn.meta.bandit_world import BanditWorld
 from algornn.meta.control_networks import Policy, TwinCritics
@@ -35,6 +35,7 @@ __all__ = [
     "LearnedObjective",
     "MetaGenRL",
     "OnlineNetwork",
+    "OriginalAgents",
     "Pendulum",
     "PointMass",
     "Policy",

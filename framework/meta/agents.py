@@ -56,12 +56,13 @@ class Agents:
         ValueError: a number out of its range, or segments longer than any episode.
 
     Source: Kirsch, van Steenkiste and Schmidhuber (2020), appendix A, and the released code; Fujimoto, van Hoof and
-    Meger (2018), "Addressing Function Approximation Error in Actor-Critic Methods". Deviations: the unit variance and
-    the unit length above; a time limit is not stored as a terminal state, and a terminal state gives no further reward
-    of 1.
+    Meger (2018), "Addressing Function Approximation Error in Actor-Critic Methods". Deviations, which `OriginalAgents`
+    takes back: the unit variance and the unit length above; a time limit is not stored as a terminal state, and a
+    terminal state gives no further reward of 1.
     """
 
     capacity = 1000  # episodes in a replay buffer
+    quirks = False  # those of `OriginalAgents`
 
     def __init__(
         self,
@@ -141,8 +142,9 @@ class Agents:
             if expired is not None and expired.any():
                 self.renew(expired)
             episodes = self.collect(1)
-            spread = episodes.reward.flatten(1).std(1).clamp(min=_EPSILON)
-            self.scale = torch.where(self.age == 0, spread, self.scale)
+            if not self.quirks:
+                spread = episodes.reward.flatten(1).std(1).clamp(min=_EPSILON)
+                self.scale = torch.where(self.age == 0, spread, self.scale)
             self.replay.add(episodes._replace(reward=episodes.reward / self.scale[:, None, None]))
             found = (episodes.reward * episodes.mask).sum(-1)[:, 0]
         for half in range(2):
@@ -162,8 +164,11 @@ class Agents:
         for rule, share in rules:
             slope = torch.autograd.grad(rule(w, segments).sum(), list(w.values()))
             share = torch.as_tensor(share, device=self.seed.device)
-            for name, g in unit(dict(zip(w, slope, strict=True))).items():
+            each = dict(zip(w, slope, strict=True))
+            for name, g in (each if self.quirks else unit(each)).items():
                 step[name] += _over(share, g) * g
+        if self.quirks:
+            step = unit(step, shortest=1.0)
         before, moved = self.w, self._adam("w", step, (self.age - self.random * self.every + 1).clamp(min=1))
         moving = self.age >= self.random * self.every
         self.w = {name: torch.where(_over(moving, x), x, before[name]) for name, x in moved.items()}
@@ -204,6 +209,8 @@ class Agents:
             b = (self.policy(self.target_w, after) + noise).clamp(-1, 1) * self.real[:, None, None]
             worth = self.values(self.target_u, after, b).amin(-1)
             y = segments.reward + self.gamma * (1 - segments.terminal) * worth
+            if self.quirks:
+                y = y + segments.terminal
         u = _leaves(self.u)
         missed = (self.values(u, s, segments.action) - y[..., None]).square().sum(-1) * segments.mask
         loss = (missed.sum((1, 2)) / segments.mask.sum((1, 2))).sum()
@@ -261,7 +268,8 @@ class Agents:
                     continue
                 action = b[rows, :, : world.action_size].flatten(0, 1)
                 reward[rows] = world.step(action).view(len(rows), E)
-                terminal[rows] = world.terminal.view(len(rows), E).float()
+                over = world.terminal | (self.quirks and t == world.length - 1)
+                terminal[rows] = over.view(len(rows), E).float()
             before, s = s, self._seen(running, E)
             steps.append((before, b, reward * alive, terminal * alive, alive, density))
             alive = alive * (1 - terminal)
@@ -331,6 +339,16 @@ class Agents:
         self.time = int(mine["time"][places[0]])
 
 
+class OriginalAgents(Agents):
+    """`Agents` as MetaGenRL was released, with what its equations do not say.
+
+    A time limit is stored as a terminal state; critics and advantages take a terminal state for a further reward of 1;
+    rewards keep their scale, and the joint gradient of a policy is clipped to length 1.
+    """
+
+    quirks = True
+
+
 def _check(gamma: float, exploration: float, every: int, segments: tuple[int, int], random: int) -> None:
     if not 0 <= gamma < 1:
         raise ValueError(f"`gamma` is a discount, expected 0 or more and below 1, got {gamma}.")
@@ -343,10 +361,10 @@ def _check(gamma: float, exploration: float, every: int, segments: tuple[int, in
         )
 
 
-def unit(slope: Weights) -> Weights:
-    """Bring the gradients of every agent to length 1."""
+def unit(slope: Weights, shortest: float = 0.0) -> Weights:
+    """Bring the gradients of every agent to length 1, but for those that are shorter than `shortest`."""
     length = torch.stack([g.square().flatten(1).sum(1) for g in slope.values()]).sum(0).sqrt() + _TINY
-    return {name: g / _over(length, g) for name, g in slope.items()}
+    return {name: g / _over(length.clamp(min=shortest), g) for name, g in slope.items()}
 
 
 def _leaves(weights: Weights) -> Weights:

@@ -91,7 +91,7 @@ class MetaGenRL(Learner):
         """One update of every agent, then one of the objective; return minus the mean score."""
         agents = self._living(batch)
         share = self._share()
-        rule: Rule = lambda w, segments: learned(self.model, agents, w, segments).sum((1, 2))  # noqa: E731
+        rule: Rule = lambda w, segments: learned(self.model, agents, w, segments).mean((1, 2))  # noqa: E731
         critic: Rule = partial(critics_own, agents)
         returns = agents.update((rule, share), (critic, 1 - share), expired=agents.age >= self._ends(agents.seed))
         scores = self._scores(agents)
@@ -185,7 +185,7 @@ class MetaGenRL(Learner):
         with torch.inference_mode(False), torch.enable_grad():
             agents = self._born(batch)
             follow: Rule = (
-                (lambda w, segments: learned(self.model, agents, w, segments).sum((1, 2)))
+                (lambda w, segments: learned(self.model, agents, w, segments).mean((1, 2)))
                 if rule == "learned"
                 else partial(RULES[rule], agents)
             )

@@ -120,6 +120,8 @@ def ratio(agents: Agents, w: Weights, segments: Segments) -> Tensor:
 def _standard_advantages(agents: Agents, w: Weights, segments: Segments, kept: Tensor | None = None) -> Tensor:
     s = segments.observation
     value = agents.opinion(s, agents.policy(w, s)).detach()
+    if agents.quirks:
+        segments = segments._replace(reward=segments.reward + segments.terminal)
     return standardised(advantages(value, segments, agents.gamma, kept))
 
 

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from algornn.meta import Agents, CartPoleSwingUp, GraphWorld, Pendulum, PointMass, Reacher
+from algornn.meta import Agents, CartPoleSwingUp, GraphWorld, OriginalAgents, Pendulum, PointMass, Reacher
+from algornn.meta.agents import unit
 from algornn.meta.control_networks import Policy, TwinCritics
 from algornn.meta.policy_rules import critics_own
 
@@ -110,6 +111,35 @@ def test_agents_that_are_taken_over_go_on_as_they_would_have():
             agents.update((partial(critics_own, agents), 1.0))
     for name, x in other.w.items():
         torch.testing.assert_close(x, first.w[name][[3, 0]], rtol=1e-4, atol=1e-6)
+
+
+def test_the_original_s_quirks():
+    g = torch.Generator().manual_seed(0)
+    slope = {"a": torch.randn(2, 3, generator=g), "b": torch.randn(2, 4, generator=g)}
+    slope = {name: x * torch.tensor([[0.01], [100.0]]) for name, x in slope.items()}
+    clipped = unit(slope, shortest=1.0)
+    assert all(torch.equal(clipped[name][0], x[0]) for name, x in slope.items())
+    assert float(torch.cat([x[1] for x in clipped.values()]).norm()) == pytest.approx(1)
+
+    agents = OriginalAgents(WORLDS[:2], torch.tensor([1, 2]), **SMALL)
+    plain = Agents(WORLDS[:2], torch.tensor([1, 2]), **SMALL)
+    assert agents.collect(1).terminal[..., -1].eq(1).all()
+    assert plain.collect(1).terminal[..., -1].eq(0).all()
+    for population in (agents, plain):
+        for _ in range(3):
+            population.update((partial(critics_own, population), 1.0))
+    assert agents.scale.eq(1).all()
+    assert not plain.scale.eq(1).any()
+
+    # Where every step ends an episode and pays nothing, an action is worth 1 to the original and nothing otherwise.
+    for population, worth in ((agents, 1.0), (plain, 0.0)):
+        segments = population.draw(0)
+        ended = segments._replace(reward=0 * segments.reward, terminal=torch.ones_like(segments.terminal))
+        population.age[:] = 50
+        for _ in range(150):
+            population._teach(ended, 0)
+        found = population.values(population.u, ended.observation[..., :-1, :], ended.action)
+        torch.testing.assert_close(found.mean(), torch.tensor(worth), rtol=0, atol=0.15)
 
 
 @pytest.mark.parametrize(
