@@ -3,7 +3,7 @@
 from algornn.models.agents import RecurrentAgent
 from algornn.models.attention import GeometricAttention, MultiHeadAttention, RelativeAttention
 from algornn.models.feed_forward import FeedForward
-from algornn.models.in_context import InContextNetwork
+from algornn.models.in_context import GaussianPosterior, InContextNetwork
 from algornn.models.key_value import KeyValueRetriever
 from algornn.models.memory_augmented import DecomposedFastWeightMemory, MemoryAugmentedLSTM
 from algornn.models.recurrent import GRU, LSTM, BidirectionalLSTM
@@ -22,6 +22,7 @@ __all__ = [
     "DecomposedFastWeightMemory",
     "FastWeightBlocks",
     "FeedForward",
+    "GaussianPosterior",
     "GeometricAttention",
     "InContextNetwork",
     "KeyValueRetriever",

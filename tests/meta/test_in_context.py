@@ -21,8 +21,9 @@ from algornn import (
     Transformer,
     cli,
 )
-from algornn.datamodules import InContextDigits
+from algornn.datamodules import GaussianClusters, InContextDigits
 from algornn.meta.in_context import InContextScores
+from algornn.models import GaussianPosterior
 
 CAUSAL = partial(Transformer, layers=2, heads=2, dropout=0.0, positions="none", causal=True)
 NETWORKS = {
@@ -30,6 +31,7 @@ NETWORKS = {
     "deltanet": lambda: InContextNetwork(5, 3, partial(DeltaNet, heads=2), embedding_size=8),
     "synchronous": lambda: InContextNetwork(5, 3, partial(DeltaNet, heads=2), embedding_size=8, synchronous=True),
     "transformer": lambda: InContextNetwork(5, 3, CAUSAL, embedding_size=8, synchronous=True),
+    "posterior": lambda: GaussianPosterior(5, 3),
     "vsml": lambda: VSML(5, 3),
     "deep vsml": lambda: VSML(5, 3, hidden_sizes=(4,), state_size=6, message_size=3),
     "sgd": lambda: OnlineNetwork(5, 3, hidden_sizes=(4,)),
@@ -127,6 +129,38 @@ def test_scores_by_examples_read():
     }  # fmt: skip
 
 
+def test_the_posterior_is_that_of_bayes():
+    """Against the ratio of evidences: how likely are the points of a class with the new one, and without."""
+    b, spread = streams(B=2), 0.7
+    network = GaussianPosterior(5, 3).double()
+    network.log_spread.data.fill_(math.log(spread))
+    x = b.x.double()
+
+    def evidence(points):
+        n = len(points)
+        covariance = torch.eye(n).double() + spread**2
+        normal = torch.distributions.MultivariateNormal(torch.zeros(n).double(), covariance)
+        return normal.log_prob(points.T).sum() if n else 0.0
+
+    found = network(x, b.y).log_softmax(-1)
+    for stream in range(2):
+        for t in range(6):
+            known = [x[stream, :t][b.y[stream, :t] == c] for c in range(3)]
+            ahead = [evidence(torch.cat([points, x[stream, t : t + 1]])) - evidence(points) for points in known]
+            torch.testing.assert_close(found[stream, t], torch.stack(ahead).log_softmax(-1))
+
+
+def test_the_posterior_finds_the_spread_of_the_clusters():
+    data = GaussianClusters(batch_size=32, length=20, spread=2.0)
+    network = GaussianPosterior(data.input_size, data.output_size)
+    learner, optimizer = InContextLearner(network), torch.optim.Adam(network.parameters(), 0.05)
+    for _, batch in zip(range(80), data.train_dataloader(), strict=False):
+        optimizer.zero_grad()
+        learner.loss(network, batch).backward()
+        optimizer.step()
+    assert float(network.log_spread.exp()) == pytest.approx(2.0, abs=0.25)
+
+
 def test_with_synchronous_labels_keys_begin_as_queries():
     D = 8
     for layer in (partial(DeltaNet, heads=2), partial(LinearTransformer, heads=2)):
@@ -174,13 +208,15 @@ def test_bad_arguments_are_refused(make, message):
 def test_recipes_train_and_test(tmp_path, capsys):
     sizes = ["--data.init_args.length", "6", "--data.init_args.batch_size", "4", "--data.init_args.test_examples", "8"]
     sizes += ["--trainer.max_steps", "2", "--trainer.val_check_interval", "1", "--trainer.enable_progress_bar", "false"]
-    for recipe in (f"in_context_digits_{name}" for name in ("deltanet", "transformer", "vsml", "sgd")):
+    digits = [f"in_context_digits_{name}" for name in ("deltanet", "transformer", "vsml", "sgd")]
+    for recipe in (*digits, "gaussian_clusters_transformer", "gaussian_clusters_posterior"):
         run = tmp_path / recipe
         assert cli.main(["fit", "--config", recipe, "--run_dir", str(run), *sizes]) == 0
         stages = json.loads((run / "metrics.json").read_text())["stages"]
-        assert {name: (stage["ood"], stage["examples"]) for name, stage in stages.items()} == {
-            "test": (True, 8), "unprojected": (True, 8),
-        }  # fmt: skip
+        expected = {"test": (True, 8), "unprojected": (True, 8)}
+        if recipe not in digits:
+            expected = {"test": (False, 8), "closer": (True, 8)}
+        assert {name: (stage["ood"], stage["examples"]) for name, stage in stages.items()} == expected
         assert "accuracy_after_5" in stages["test"]
 
 
