@@ -78,6 +78,12 @@ class FastWeightProbe(Probe):
         self.trace = trace
         self.call = call
 
+    def check(self, model: nn.Module) -> None:
+        """Raise a ValueError where no module has fast weights to show."""
+        super().check(model)
+        if self.trace is None:
+            self._owner(model)
+
     def measure(self, subject: Subject) -> ProbeResult:
         """One trace per batch, shared out over the processes."""
 

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from algornn.probes.batches import Batches
 from algornn.probes.model_copy import device_of
 from algornn.probes.result import ProbeResult
+from algornn.probes.sites import Site
 from algornn.probes.subject import (
     Loss,
     ProbeError,
@@ -106,6 +107,14 @@ class Probe(Callback):
         Outside of `subject.map` the method must do the same on every process.
         """
 
+    def check(self, model: nn.Module) -> None:
+        """Raise a ValueError before the training of a model that cannot be measured: here, for an unknown site."""
+        if any("_orig_mod" in name for name, _ in model.named_modules()):
+            return  # compiled: the copy that is measured has other names
+        for site in (getattr(self, "site", None), *(getattr(self, "sites", None) or ())):
+            if isinstance(site, str):
+                Site.parse(site).module(model)
+
     def run(
         self, model: nn.Module, loader: Iterable[Any] | None = None, folder: str | Path | None = None
     ) -> ProbeResult:
@@ -176,12 +185,13 @@ class Probe(Callback):
         refuse_namesakes(trainer.callbacks)  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, and fail now rather than after the first epoch if there are no data to measure on."""
+        """Start the clock, and fail now rather than after the first epoch if there is nothing to measure (on)."""
         self._seen, self._tick, self._attended = trainer.global_step, time.monotonic(), -1
         if self._state["step"] > trainer.global_step:  # of a training before
             self._state, self.result = self._new_state(), None
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        self.check(pl_module)
         with isolated(pl_module.device, self.seed):
             if isinstance(self._loader(trainer), Iterator):
                 raise ValueError(

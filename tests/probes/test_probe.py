@@ -11,7 +11,15 @@ from tiny_learner import Learner, MeanLoss, Memory, collate, loader, train
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from algornn.probes import ConsistencyProbe, FastWeightProbe, Probe, ProbeResult, WeightMaskProbe
+from algornn.probes import (
+    ConsistencyProbe,
+    DisentanglementProbe,
+    FastWeightProbe,
+    Probe,
+    ProbeResult,
+    RepresentationSimilarityProbe,
+    WeightMaskProbe,
+)
 from algornn.probes.batches import Batches
 from algornn.probes.model_copy import copy_of
 
@@ -137,6 +145,28 @@ def test_results_of_another_training_are_not_lost_in_silence(tmp_path, recwarn):
 def test_a_loader_for_one_reading_is_refused_before_training(tmp_path):
     with pytest.raises(ValueError, match="more than once, but its loader is a generator"):
         train([MeanLoss(loader=(batch for batch in loader(8)))], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("probe", "message"),
+    [
+        (lambda: RepresentationSimilarityProbe(["memory", "memory.nowhere"]), "no module .memory.nowhere."),
+        (lambda: DisentanglementProbe(meaning="x", site="nowhere"), "has no module 'nowhere' for the site"),
+        (lambda: FastWeightProbe(at="nowhere"), "has no module 'nowhere'"),
+        (lambda: FastWeightProbe(), r"Expected fast_weights\(\*forward_args\) in any module of Bare"),
+    ],
+)
+def test_a_model_that_cannot_be_measured_is_refused_before_training(probe, message, tmp_path):
+    class Bare(Learner):
+        def __init__(self):
+            super().__init__()
+            self.memory = nn.Sequential(nn.Embedding(12, 35), nn.Flatten(1), nn.Linear(175, 35))
+
+        def training_step(self, batch, batch_idx):
+            raise AssertionError("the training has begun")
+
+    with pytest.raises(ValueError, match=message):
+        train([probe()], tmp_path, learner=Bare())
 
 
 def test_a_result_that_cannot_be_written_does_not_end_the_training(tmp_path):
