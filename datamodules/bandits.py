@@ -125,11 +125,18 @@ class Bandits(SplitDataModule):
     ) -> None:
         super().__init__(split, data_dir, batch_size, seed)
         check_positive(arms=arms, places=places, train_examples=train_examples, test_examples=test_examples)
+        if not isinstance(test_arms, (tuple, list)) or not test_arms:
+            raise ValueError(f"test_arms are numbers of arms, expected at least one in a list, not {test_arms!r}.")
         check_positive(**{f"test_arms[{k}]": count for k, count in enumerate(test_arms)})
         if max(arms, *test_arms) > places:
             raise ValueError(f"There are {places} places, too few for {max(arms, *test_arms)} arms; give more places.")
         if arms in test_arms:
             raise ValueError(f"test_arms are numbers of arms that training never has, expected them without {arms}.")
+        if test_examples < len(test_arms):
+            raise ValueError(
+                f"test_examples are dealt to {len(test_arms)} numbers of arms, expected as many at least, "
+                f"not {test_examples}."
+            )
         self.arms, self.test_arms, self.places = arms, tuple(test_arms), places
         self.train_examples, self.test_examples = train_examples, test_examples
         self.counts = tuple(sorted({arms, *test_arms}))

@@ -1,5 +1,6 @@
 """The user's own text as an endless stream of words or bytes."""
 
+import codecs
 import os
 from collections import Counter
 from pathlib import Path
@@ -105,6 +106,8 @@ class TextFile(StreamDataModule):
             argument = "path" if stage == "train" else f"{stage}_path"
             raise FileNotFoundError(f"{argument}={str(path)!r} is not a file; give the name of a text file.")
         raw = path.read_bytes()
+        if self.level == "word":
+            raw = raw.removeprefix(codecs.BOM_UTF8)
         if not raw.strip():
             raise ValueError(f"{path} is empty; give a file with some text.")
         if self.level == "word":

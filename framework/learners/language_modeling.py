@@ -80,6 +80,7 @@ class LanguageModeling(Learner):
     """
 
     reads = ("tokens", "target", "asked", "mask")
+    refuses = ("sees_both_sides",)
 
     state: Any = None  # of this process's training rows
     _restored: Any = None

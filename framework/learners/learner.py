@@ -29,9 +29,14 @@ class Learner(L.LightningModule):
         warmup_steps: optimizer steps at the start with a reduced learning rate.
         warmup_factor: the factor of the learning rate during these steps.
         cooldown: share of the training, at its end, over which the learning rate falls linearly to 0.
+
+    Raises:
+        ValueError: a cooldown out of its range, or a layer that does not read as the learner has to.
     """
 
     reads: ClassVar[tuple[str, ...]] = ()
+    # What no layer may be: "sees_both_sides", or "needs_whole_sequences" as a causal Transformer does.
+    refuses: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -44,6 +49,12 @@ class Learner(L.LightningModule):
         super().__init__()
         if not 0 <= cooldown <= 1:
             raise ValueError(f"`cooldown` must be a share of the training between 0 and 1, got {cooldown}.")
+        for layer in model.modules():
+            if any(getattr(layer, trait, False) for trait in self.refuses):
+                raise ValueError(
+                    f"{type(self).__name__} needs layers that read token by token, {type(layer).__name__} sees what "
+                    "comes later or needs whole sequences: take a memory or an LSTM."
+                )
         self.model = model
         # A class as the default would hand its own settings on to every other one that a configuration names.
         self.optimizer = optimizer or torch.optim.Adam

@@ -48,11 +48,15 @@ class ActorCritic(Learner):
         value_weight: :math:`c_V`.
         entropy_weight: :math:`c_H`.
 
+    Raises:
+        ValueError: a discount out of its range, or an agent with a layer that cannot go step by step.
+
     Source: Schlag, Munkhdalai and Schmidhuber (2021), section 4.2 and the released code; Wang et al. (2016), "Learning
     to Reinforcement Learn"; Duan et al. (2016), "RL²".
     """
 
     reads = ("seed",)
+    refuses = ("sees_both_sides", "needs_whole_sequences")
 
     def __init__(
         self,

@@ -193,7 +193,8 @@ class Agents:
 
         Actions at their bounds count as though nothing had cut them off there.
         """
-        near = torch.distributions.Normal(policy, max(self.exploration, _EPSILON)).log_prob(action)
+        spread = max(self.exploration, _EPSILON)
+        near = torch.distributions.Normal(policy, spread, validate_args=False).log_prob(action)
         return (near * self._acting(action)).sum(-1)
 
     def _acting(self, action: Tensor) -> Tensor:
@@ -255,7 +256,7 @@ class Agents:
         alive = torch.ones(N, E, device=seeds.device)
         s, steps = self._seen(running, E), []
         for t in range(self.length):
-            p = b = self.policy(self.w, s)
+            p = b = self.policy(self.w, s).nan_to_num()  # a diverged agent's experience is still that of its world
             if explore:
                 b = torch.where(at_random, chance[:, t], b + noise[:, t]).clamp(-1, 1) * real
             density = self.density(p, b)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -135,7 +136,13 @@ class MetaGenRL(Learner):
         """Fresh agents for the worlds and seeds of a batch."""
         if missing := sorted(set(batch.world) - set(self.worlds)):
             raise ValueError(f"The data have the world {missing[0]!r}, `worlds` has only {', '.join(self.worlds)}.")
-        return self.agents([self.worlds[name] for name in batch.world], batch.seed.clone())
+        agents = self.agents([self.worlds[name] for name in batch.world], batch.seed.clone())
+        if self.lifetime <= agents.random * agents.every:
+            rank_zero_warn(
+                f"In a lifetime of {self.lifetime} updates no policy moves: agents act at random for the first "
+                f"{agents.random * agents.every}. Give a longer lifetime, or fewer random episodes."
+            )
+        return agents
 
     def _share(self) -> Tensor:
         """What part the learned objective has in the step of every agent's policy, ``[N]``."""

@@ -81,12 +81,13 @@ class SharingAgents(Agents):
         return found._replace(reward=found.reward * (self.scale[owner] / self.scale[:, None])[..., None])
 
     def update(self, *rules: tuple[Rule, Tensor | float], expired: Tensor | None = None) -> Tensor | None:
-        """As of `Agents`; where there were episodes, failed agents are replaced afterwards."""
+        """As of `Agents`; before an episode, failed agents are replaced."""
+        if self.replace and self.time and self.time % self.every == 0:
+            lost = self._replace(self.failed())
+            expired = lost if expired is None else expired | lost
         found = super().update(*rules, expired=expired)
         if found is not None:
             self._count(found)
-            if self.replace and (failed := self.failed()).any():
-                self._replace(failed)
         return found
 
     def _count(self, found: Tensor) -> None:
@@ -107,15 +108,13 @@ class SharingAgents(Agents):
         """Also how many have failed just now, and how many were replaced so far."""
         return super().statistics() | {"failed": self.failed().sum(), "replaced": self.replaced.sum()}
 
-    def _replace(self, failed: Tensor) -> None:
-        """Let failed agents, ``[N]`` bool, take over the networks of the best of their world, or begin anew."""
+    def _replace(self, failed: Tensor) -> Tensor:
+        """Let failed agents take over the networks of the best of their world; return those that must begin anew."""
         proven = (self.episodes >= self.patience) & ~failed
-        rated = torch.where(self.mates & proven, self.mean, -torch.inf)
-        best, donor = rated.max(1)
+        best, donor = torch.where(self.mates & proven, self.mean, -torch.inf).max(1)
         taken = failed & best.isfinite()
-        if (lost := self.unsound() & ~taken).any():
-            self.renew(lost)
         rows, places = donor[taken], taken.nonzero()[:, 0]
+        lost = self.unsound() & ~taken
         for net in (self.w, self.u, self.target_w, self.target_u, *self.moments.values()):
             for name, x in net.items():
                 net[name] = x.index_copy(0, places, x[rows])
@@ -123,7 +122,8 @@ class SharingAgents(Agents):
         for x in (self.scale, self.age, self.mean):
             x[places] = x[rows]
         self.episodes[places] = 0
-        self.replaced[failed] += 1
+        self.replaced[taken | lost] += 1
+        return lost
 
     def state_dict(self) -> dict[str, Tensor]:
         """Also what each agent is known to reach."""

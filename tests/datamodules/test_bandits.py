@@ -40,6 +40,9 @@ def test_probabilities_are_uniform_and_new_in_every_stage_and_episode():
         ({"test_arms": (2, 30)}, "There are 20 places, too few for 30 arms"),
         ({"test_arms": (5,)}, "expected them without 5"),
         ({"test_arms": (0,)}, "test_arms"),
+        ({"test_arms": ()}, r"expected at least one in a list, not \(\)"),
+        ({"test_arms": 7}, "expected at least one in a list, not 7"),
+        ({"test_examples": 2}, "test_examples are dealt to 3 numbers of arms, expected as many at least, not 2"),
     ],
 )
 def test_bad_numbers_are_refused(settings, message):

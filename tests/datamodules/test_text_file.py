@@ -88,6 +88,13 @@ def test_order_depends_on_the_seed_only(path):
     assert first(0) == first(0) != first(1)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_word(tmp_path):
+    (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbf" + b"a b c\n" * 40)
+    (tmp_path / "plain.txt").write_bytes(b"a b c\n" * 40)
+    marked, plain = (TextFile(path=tmp_path / name, batch_size=2) for name in ("marked.txt", "plain.txt"))
+    assert marked.vocabulary == plain.vocabulary
+
+
 def test_what_will_not_do_is_refused_in_plain_words(path, tmp_path):
     for name, raw in {"empty": b" \n", "latin": b"caf\xe9\n" * 20, "short": b"one\ntwo\n"}.items():
         (tmp_path / name).write_bytes(raw)

@@ -12,7 +12,15 @@ import pytest
 import torch
 from streams import NO_TARGET, WORDS, Stream, joined, stream
 
-from algornn import DeltaRNN, FastWeightMemory, LanguageModeling, MemoryAugmentedLSTM, TokenNetwork
+from algornn import (
+    BidirectionalLSTM,
+    DeltaRNN,
+    FastWeightMemory,
+    LanguageModeling,
+    MemoryAugmentedLSTM,
+    TokenNetwork,
+    Transformer,
+)
 
 LAYERS = {
     "delta_rnn": partial(DeltaRNN, heads=2),
@@ -97,6 +105,13 @@ def test_gradients_are_truncated_to_a_segment(tmp_path, layer):
     wanted = torch.autograd.grad(loss, [p for p in learner.parameters() if p.requires_grad])
     for found, gradient in zip(record.gradients[2], wanted, strict=True):
         torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("layer", [partial(Transformer, heads=2), partial(BidirectionalLSTM, hidden_size=4)])
+def test_a_layer_that_sees_the_next_token_is_refused(layer):
+    with pytest.raises(ValueError, match="LanguageModeling needs layers that read token by token"):
+        LanguageModeling(TokenNetwork(9, 9, layer, embedding_size=8))
+    LanguageModeling(TokenNetwork(9, 9, partial(Transformer, heads=2, causal=True), embedding_size=8))
 
 
 def test_the_loss_falls(tmp_path):

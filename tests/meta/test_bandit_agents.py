@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from algornn import LSTM, ActorCritic, RecurrentAgent, cli
+from algornn import LSTM, ActorCritic, RecurrentAgent, Transformer, cli
 from algornn.datamodules import Bandits
 from algornn.meta import BanditWorld, SymmetricAgent, UpperConfidenceBound
 
@@ -108,6 +108,12 @@ def test_the_rule_learns_in_a_minute():
 def test_other_observations_are_refused(kind):
     with pytest.raises(ValueError, match="Observations of 4 arms have 9 numbers, got 7"):
         kind(7, 4)
+
+
+@pytest.mark.parametrize("layer", [partial(Transformer, heads=3), partial(Transformer, heads=3, causal=True)])
+def test_agents_that_cannot_go_step_by_step_are_refused(layer):
+    with pytest.raises(ValueError, match="ActorCritic needs layers that read token by token, Transformer"):
+        ActorCritic(RecurrentAgent(9, 4, layer), BanditWorld)
 
 
 def test_recipes_train_and_test_by_number_of_arms(tmp_path, capsys):

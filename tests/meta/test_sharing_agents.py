@@ -87,11 +87,38 @@ def test_a_diverged_agent_is_found_and_replaced_or_begins_anew(proven):
     assert agents.unsound().tolist() == [True, True, False, False, False]
     assert agents.statistics()["unsound"] == 2
     assert agents.statistics()["failed"] == 2
-    agents._replace(agents.failed())
-    assert not agents.unsound().any()
-    assert torch.equal(agents.w["0.weight"][1], agents.w["0.weight"][3]) == proven
-    assert (agents.age[:2] == 0).all() == (not proven)
-    assert all(x.isfinite().all() for x in trained(agents, 4).w.values())
+    seeds = agents.seed.clone()
+    for updates in range(6):
+        trained(agents, 1)
+        assert all(x.isfinite().all() for net in (agents.w, agents.u) for x in net.values())
+        if not updates:
+            assert agents.replaced.tolist() == [1, 1, 0, 0, 0]
+    assert agents.replay.episodes.reward.isfinite().all()
+    assert (agents.seed[:2] != seeds[:2]).all() == (not proven)
+    assert torch.equal(agents.seed[2:], seeds[2:])
+
+
+def test_a_diverged_agent_that_is_alone_begins_anew_with_an_episode():
+    agents = trained(SharingAgents([pendulum], torch.tensor([1]), **SMALL), 3)
+    for x in agents.u.values():
+        x.mul_(1e9)
+    while int(agents.replaced) == 0:
+        trained(agents, 1)
+    assert agents.replay.count.tolist() == [1]
+    assert agents.age.tolist() == [1]
+    assert all(x.isfinite().all() for x in trained(agents, 8).u.values())
+    assert agents.replaced.tolist() == [1]
+
+
+@pytest.mark.parametrize("net", ["w", "u"])
+def test_a_diverged_agent_does_not_stop_the_others(net):
+    agents = trained(made(Agents), 3)
+    for x in getattr(agents, net).values():
+        x[1] = torch.nan
+    trained(agents, 6)
+    assert agents.unsound().tolist() == [False, True, False, False, False]
+    assert agents.replay.episodes.observation.isfinite().all()
+    assert agents.replay.episodes.density.isfinite().all()
 
 
 def test_returns_are_counted_by_episode():
