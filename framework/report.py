@@ -120,14 +120,21 @@ def in_set(run: RunResults, stage: str, ood: bool) -> bool:
 
 
 def groups(runs: Sequence[RunResults]) -> Table:
-    """Return the table of groups: accuracy in percent, a column for every run and test set."""
-    columns = [(run, stage, ood) for run in runs for stage, ood in test_sets([run])]
-    names = sorted({name for run, stage, _ in columns for name in run.groups(stage)}, key=natural)
+    """Return the table of groups: accuracy in percent or return, a column for every run and test set that has them."""
+    columns = [
+        (run, set_name(stage, ood), sign, found)
+        for run in runs
+        for stage, ood in test_sets([run])
+        for sign, measure in (("%", "sequence_accuracy"), ("return", "return"))
+        if (found := run.groups(stage, measure))
+    ]
+    names = sorted({name for *_, found in columns for name in found}, key=natural)
     prefix = {run.label: f"{run.label}: " if len(runs) > 1 else "" for run in runs}
-    header = ["group", *(f"{prefix[run.label]}{set_name(stage, ood)} %" for run, stage, ood in columns)]
+    header = ["group", *(f"{prefix[run.label]}{name} {sign}" for run, name, sign, _ in columns)]
+    written = {"%": percent, "return": number}
     rows = [
         [f"{name} (incomplete)" if any(name in run.incomplete for run in runs) else name]
-        + [percent(run.groups(stage).get(name)) for run, stage, _ in columns]
+        + [written[sign](found.get(name)) for _, _, sign, found in columns]
         for name in names
     ]
     return Table(header, rows)
@@ -254,8 +261,11 @@ def measurements(runs: Sequence[RunResults]) -> str:
             ood = bool(result.get("ood"))
             told = {"mean accuracy over groups": run.accuracy(stage, "groups")}
             told |= {"accuracy over examples": result.get("sequence_accuracy"), "return": run.measure(stage, "return")}
+            told |= {f"accuracy after {n} examples": a for n, a in run.accuracy_after(stage)}
             writer.writerows([*head, stage, ood, "", key, value] for key, value in told.items() if value is not None)
-            writer.writerows([*head, stage, ood, name, "accuracy", a] for name, a in run.groups(stage).items())
+            for quantity, measure in (("accuracy", "sequence_accuracy"), ("return", "return")):
+                found = run.groups(stage, measure)
+                writer.writerows([*head, stage, ood, name, quantity, value] for name, value in found.items())
         for probe, scalars in run.last_scalars().items():
             writer.writerows([*head, "", "", "", f"probe/{probe}/{name}", value] for name, value in scalars.items())
     return text.getvalue()

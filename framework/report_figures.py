@@ -55,6 +55,9 @@ def result_pictures(runs: Sequence[RunResults]) -> Iterator[Picture]:
             "Accuracy in and out of distribution: a point per group, a star for the mean. On the line nothing is lost."
         )
         yield picture("iid_ood", caption, iid_against_ood, scattered)
+    after = {f"{run.label}, {stage}": run.accuracy_after(stage) for run in tested for stage in run.stages}
+    if after := {name: curve for name, curve in after.items() if curve}:
+        yield picture("examples_read", "Accuracy by the number of examples read before.", accuracy_after, after)
     for run in tested:
         if any(len(run.groups(stage)) > 1 for stage in run.stages):
             apart = f" Pale: incomplete training data ({', '.join(run.incomplete)})." if run.incomplete else ""
@@ -129,10 +132,12 @@ def last_figures(run: RunResults, probe: str, name_run: bool) -> Iterator[Pictur
 
 def set_bars(runs: Sequence[RunResults]) -> Figure:
     """Draw the mean accuracy of every test set as horizontal bars, the runs side by side."""
-    names = {stage: f"{stage}\n({_role(run, stage)})" for run in runs for stage in run.stages}
-    order = sorted(names, key=lambda stage: "(OOD)" in names[stage])
-    series = {run.label: {names[s]: a for s in order if (a := run.accuracy(s)) is not None} for run in runs}
-    return _bars([names[stage] for stage in order], series)
+    rows = {run.label: {stage: f"{stage}\n({_role(run, stage)})" for stage in run.stages} for run in runs}
+    names = dict.fromkeys(name for by_stage in rows.values() for name in by_stage.values())
+    series = {
+        run.label: {rows[run.label][s]: a for s in run.stages if (a := run.accuracy(s)) is not None} for run in runs
+    }
+    return _bars(sorted(names, key=lambda name: "(OOD)" in name), series)
 
 
 def group_bars(run: RunResults) -> Figure:
@@ -170,6 +175,19 @@ def _in_and_out(run: RunResults) -> list[tuple[str, str]]:
     """Return the pairs of an in-distribution set and an out-of-distribution set to set against each other."""
     inside = next((stage for stage, result in run.stages.items() if not result.get("ood")), None)
     return [(inside, stage) for stage, result in run.stages.items() if inside and result.get("ood")]
+
+
+def accuracy_after(curves: dict[str, Curve]) -> Figure:
+    """Draw what is right after n examples of a stream, a curve per run and test set."""
+    figure, axes = empty_figure(2.8 + 0.2 * len(curves))
+    for (label, curve), colour in zip(curves.items(), cycle(COLOURS), strict=False):
+        axes.plot([n for n, _ in curve], [100 * a for _, a in curve], "o-", ms=3, color=colour, label=label)
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set_xticks(ticks := sorted({n for curve in curves.values() for n, _ in curve}), [str(n) for n in ticks])
+    axes.set(xlabel="examples read before", ylabel="accuracy (%)", ylim=(0, 100))
+    axes.minorticks_off()
+    figure.legend(loc="outside upper center")
+    return figure
 
 
 def iid_against_ood(runs: Sequence[RunResults]) -> Figure:

@@ -153,15 +153,19 @@ class RunResults:
         accuracy = self.accuracy(stage)
         return None if accuracy is None else 1 - accuracy
 
-    def groups(self, stage: str) -> dict[str, float]:
-        """Return group to accuracy of a test set, in natural order (qa2 before qa10)."""
+    def groups(self, stage: str, measure: str = "sequence_accuracy") -> dict[str, float]:
+        """Return group to accuracy, or another measure, of a test set, in natural order (qa2 before qa10)."""
         groups = self.stages.get(stage, {}).get("groups")
-        found = (
-            {name: _number(_entry(g, "sequence_accuracy")) for name, g in groups.items()}
-            if isinstance(groups, dict)
-            else {}
+        found = {name: _number(_entry(g, measure)) for name, g in groups.items()} if isinstance(groups, dict) else {}
+        return {name: value for name in sorted(found, key=natural) if (value := found[name]) is not None}
+
+    def accuracy_after(self, stage: str) -> list[tuple[int, float]]:
+        """Return (n, accuracy on what follows n examples) of a test set whose streams were learnt from, in order."""
+        found = {key: _number(value) for key, value in self.stages.get(stage, {}).items()}
+        after = "accuracy_after_"
+        return sorted(
+            (int(key[len(after) :]), a) for key, a in found.items() if key.startswith(after) and a is not None
         )
-        return {name: accuracy for name in sorted(found, key=natural) if (accuracy := found[name]) is not None}
 
     @property
     def over(self) -> str:

@@ -13,6 +13,7 @@ import yaml
 
 from algornn.cli import main as command_line
 from algornn.report import main, result_table
+from algornn.report_figures import set_bars
 from algornn.run_results import read_run
 
 GROUPS = [f"qa{task}" for task in range(1, 21)]
@@ -252,6 +253,38 @@ def test_resumed_logs_join_where_the_later_one_starts(reported):
     with (reported / "logs/version_1/metrics.csv").open() as stream:
         later = {int(row["step"]): float(row["train/loss"]) for row in csv.DictReader(stream) if row["train/loss"]}
     assert {step: value for step, value in points if step >= 50_000} == later
+
+
+def test_sets_of_one_name_in_and_out_of_distribution_stand_apart(tmp_path):
+    inside, outside = (
+        write_run(tmp_path / name, seed, stages={"test": stage(IID, ood=seed == 2)})
+        for seed, name in ((1, "inside"), (2, "outside"))
+    )
+    runs = [read_run(inside), read_run(outside)]
+    runs[1].label = "another"
+    figure = set_bars(runs)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["test\n(IID)", "test\n(OOD)"]
+    widths = [bar.get_width() for bar in figure.axes[0].patches if bar.get_width()]
+    assert len(widths) == 2
+
+
+def test_returns_by_group_and_accuracy_by_examples_read(tmp_path):
+    arms = {name: {"return": value, "examples": 4} for name, value in (("arms_2", 21.5), ("arms_10", 30.25))}
+    read = {"accuracy_after_0": 0.125, "accuracy_after_10": 0.5, "accuracy_after_2": 0.25}
+    stages = {
+        "test": {"ood": True, "return": 25.0, "groups": arms},
+        "seen": {"ood": False, "sequence_accuracy": 0.5, "groups": {}, **read},
+    }
+    run = write_run(tmp_path / "run", incomplete=[], stages=stages)
+    main([str(run)])
+    page = (run / "report/report.md").read_text()
+    assert re.search(r"arms_2 +\| +21.5", page)
+    assert page.index("arms_2") < page.index("arms_10")
+    assert "test (OOD) return" in page
+    rows = list(csv.DictReader((run / "report/report.csv").open()))
+    assert {(r["group"], r["value"]) for r in rows if r["group"]} == {("arms_2", "21.5"), ("arms_10", "30.25")}
+    assert [r["value"] for r in rows if r["quantity"].startswith("accuracy after")] == ["0.125", "0.25", "0.5"]
+    assert (run / "report/examples_read.png").is_file()
 
 
 def test_unfinished_run_shows_what_is_there(tmp_path, capsys):

@@ -84,5 +84,6 @@ class InContextScores(Metric):
         seen = self.right[:, 0] >= 0
         curve = self.right[seen].float().mean(0)
         scores = {"loss": self.loss[seen].mean(), "sequence_accuracy": curve[-1], "mean_accuracy": curve.mean()}
-        after = [n for n in (0, 1, 2, 5, 10, 20, 50, 100, 200) if n < len(curve)]
+        last = len(curve) - 1
+        after = [*(n for n in (0, 1, 2, 5, 10, 20, 50, 100, 200) if n < last), last]
         return scores | {"examples": seen.sum()} | {f"accuracy_after_{n}": curve[n] for n in after}

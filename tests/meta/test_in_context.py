@@ -125,7 +125,7 @@ def test_scores_by_examples_read():
     found = {key: float(value) for key, value in scores.compute().items()}
     assert found == {
         "loss": 2.0, "sequence_accuracy": 0.5, "mean_accuracy": 0.5, "examples": 2,
-        "accuracy_after_0": 0.0, "accuracy_after_1": 0.5, "accuracy_after_2": 1.0,
+        "accuracy_after_0": 0.0, "accuracy_after_1": 0.5, "accuracy_after_2": 1.0, "accuracy_after_3": 0.5,
     }  # fmt: skip
 
 
