@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -67,11 +66,11 @@ class AttentionDecomposition(nn.Module):
     def forward(self, x: Tensor, context: Tensor, part: int = 0) -> Tensor:
         """Decompose vectors ``[..., W, D]`` with a context ``[..., C]`` into the slots ``[..., J, s]`` of a part."""
         first = self.initial[part](context).unflatten(-1, (-1, self.slot_size))
-        k, v = F.elu(self.key(x)) + 1, self.value(x)
+        k, v = _phi(self.key(x)), self.value(x)
         padding = (x == 0).all(-1)[..., None]
         slots = first
         for _ in range(self.iterations):
-            q = F.elu((self.query(slots) + first) * self.slot_size**-0.5) + 1
+            q = _phi((self.query(slots) + first) * self.slot_size**-0.5)
             attention = (k @ q.mT).softmax(-1).masked_fill(padding, 0) + 1e-6
             attention = attention / attention.sum(-2, keepdim=True)
             slots = slots + self.update(attention.mT @ v) / self.slot_size
@@ -98,3 +97,8 @@ class SlotComponents(nn.Module):
         slots = self.decomposition(words, words.sum(-2), self.part).unbind(-2)
         found = [layer(slot) for layer, slot in zip(self.components, slots, strict=True)]
         return [component.tanh() for component in found] if self.tanh else found
+
+
+def _phi(x: Tensor) -> Tensor:
+    """Elu(x) + 1. torch.compile traces the gradient of `F.elu` with other strides than a transposed one really has."""
+    return torch.where(x > 0, x + 1, x.clamp(max=0).exp())
