@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from algornn.meta import Agents, Pendulum, PointMass, Segments
-from algornn.meta.policy_rules import RULES, advantages, dpo, drift, ppo, ratio, reinforce
+from algornn.meta.policy_rules import RULES, _standard_advantages, advantages, dpo, drift, ppo, ratio, reinforce
 
 SMALL = {"hidden_sizes": (8,), "segments": (4, 5), "every": 2, "random": 1}
 
@@ -77,30 +77,33 @@ def test_where_the_ratio_is_one_all_policy_gradients_are_one():
         torch.testing.assert_close(a * (agents.exploration / 0.1) ** 2, c, rtol=1e-3, atol=1e-5)
 
 
-def test_ppo_stops_at_the_clip():
+@pytest.mark.parametrize("shift", [-1.0, 1.0])
+def test_ppo_is_flat_beyond_the_clip(shift):
+    """Where the ratio is e, only what was worse than expected has a gradient; where it is 1 / e, what was better."""
     agents = agents_that_acted(0, random=0)
     agents.replay.add(agents.collect(4))
-    agents.replay.episodes.density.sub_(1.0)  # every ratio e, beyond 1.2
-    rho = ratio(agents, agents.w, agents.draw(2, 4))
-    torch.testing.assert_close(rho, torch.full_like(rho, torch.e))
-    w = {name: x.clone().requires_grad_() for name, x in agents.w.items()}
-    loss = ppo(agents, w, agents.draw(2))
-    assert loss.isfinite().all()
-    agents.replay.episodes.density.add_(2.0)  # every ratio 1 / e, below 0.8
-    low = ppo(agents, w, agents.draw(2))
-    A_high = -loss  # the mean of min(e A, 1.2 A), and of min(A / e, 0.8 A)
-    assert (A_high < 0).all()
-    assert (-low < 0).all()
+    agents.replay.episodes.density.add_(shift)
+
+    def unclipped(agents, w, segments):
+        segments = agents.draw(2, 4)
+        A = _standard_advantages(agents, w, segments)
+        sloped = A < 0 if shift < 0 else A > 0
+        return -(ratio(agents, w, segments) * A * sloped * segments.mask).mean((-2, -1))
+
+    found, wanted = slopes(ppo, agents), slopes(unclipped, agents)
+    assert all(x.abs().max() > 1e-4 for x in wanted)
+    for x, y in zip(found, wanted, strict=True):
+        torch.testing.assert_close(x, y)
 
 
 def test_on_policy_rules_take_the_newest_episodes_only():
     agents = agents_that_acted(6)
-    agents.replay.episodes.reward.zero_()
-    newest = agents.draw(2, newest=1)
-    slot = agents.replay.count - 1
+    newest, slot = agents.draw(2, newest=1), agents.replay.count - 1
     for n in range(2):
         stored = agents.replay.episodes.action[n, slot[n]]
         assert all((stored == step).all(-1).any() for step in newest.action[n].flatten(0, 1))
+    for rule in (ppo, dpo, partial(reinforce, newest=4)):
+        assert rule(agents, agents.w, None).isfinite().all()  # what was drawn for the others is not looked at
 
 
 @pytest.mark.parametrize(

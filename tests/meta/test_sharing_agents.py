@@ -102,7 +102,7 @@ def test_a_diverged_agent_that_is_alone_begins_anew_with_an_episode():
     agents = trained(SharingAgents([pendulum], torch.tensor([1]), **SMALL), 3)
     for x in agents.u.values():
         x.mul_(1e9)
-    while int(agents.replaced) == 0:
+    while int(agents.replaced) == 0 and agents.time < 20:
         trained(agents, 1)
     assert agents.replay.count.tolist() == [1]
     assert agents.age.tolist() == [1]
