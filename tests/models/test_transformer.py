@@ -394,8 +394,7 @@ def test_constructors_begin_with_the_width():
 def test_causal_encoders_and_only_they_do_not_see_what_comes_later(name):
     encoder, x = made(name), tokens()
     assert encoder.sees_both_sides == (name not in CAUSAL)
-    later = torch.cat([x[:, :4], x[:, 4:] + 1], 1)
-    moved = (encoder(later)[0] - encoder(x)[0])[:, :4].abs().max().item()
+    moved = (encoder(torch.cat([x[:, :4], x[:, 4:] + 1], 1))[0] - encoder(x)[0])[:, :4].abs().max().item()
     assert (moved < 1e-12) == (name in CAUSAL)
     if name in CAUSAL:
         assert_close(encoder(x[:, :4])[0], encoder(x)[0][:, :4])
