@@ -32,7 +32,15 @@ from algornn.memory import (
     SoftmaxFeatures,
     TensorProductMemory,
 )
-from algornn.meta import VSML, ActorCritic, GraphWorld, InContextLearner, MetaGenRL, OnlineNetwork
+from algornn.meta import (
+    VSML,
+    ActorCritic,
+    BackpropagationCloning,
+    GraphWorld,
+    InContextLearner,
+    MetaGenRL,
+    OnlineNetwork,
+)
 from algornn.models import (
     GRU,
     LSTM,
@@ -69,6 +77,7 @@ __all__ = [
     "TPRRNN",
     "VSML",
     "ActorCritic",
+    "BackpropagationCloning",
     "BidirectionalLSTM",
     "DecomposedFastWeightMemory",
     "DeltaDelta",

@@ -27,7 +27,7 @@ from algornn.probes.subject import Subject
 
 INIT = 2.0  # of the logits: a weight is kept with probability 0.88 at first
 _LARGEST = 30.0  # size of a logit beyond which sampling does not tell it from this: sigmoid(-30) is 1e-13
-_BLOCK = 2**16  # entries that are sampled at a time
+_BLOCK = 2**18  # entries that are sampled at a time
 _TOGETHER = 2**27  # entries of all sampled masks of one step up to which they are run together
 
 
@@ -119,8 +119,11 @@ class MaskLearning:
         """Sum over the sampled masks of dL/dm s (1 - s), where dL/dm is theta times that of the masked weight."""
         total = torch.empty_like(self.theta)
         parts = zip(slope.split(self.sizes, 1), gradients, total.split(self.sizes), strict=True)
-        for part, gradient, out in parts:
-            torch.sum(part.mul_(gradient.flatten(1)), 0, out=out)
+        for part, gradient, out in parts:  # mask by mask: a gradient that lies transposed is read where it is
+            shape = gradient.shape[1:]
+            torch.mul(part[0].view(shape), gradient[0], out=out.view(shape))
+            for one, own in zip(part[1:], gradient[1:], strict=True):
+                out.view(shape).addcmul_(one.view(shape), own)
         return total.mul_(self.theta).add_(self.beta / size)
 
     def _grouped(self, states: dict[str, Tensor], batch: Any, K: int) -> list[Tensor]:
@@ -163,7 +166,7 @@ class MaskSampler:
     """
 
     def __init__(self, like: Tensor, K: int) -> None:
-        # Memory is taken once, and what is not returned goes by blocks that stay in the processor's cache.
+        # Memory is taken once, for what is not returned a block of it.
         self.block = min(len(like), max(1, _BLOCK // K))
         self.bits = torch.empty((K * self.block + 1) // 2, dtype=torch.int64, device=like.device)
         self.odds, self.rest = (like.new_empty(K * self.block) for _ in range(2))

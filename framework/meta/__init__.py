@@ -4,6 +4,7 @@ from algornn.meta.actor_critic import ActorCritic, EpisodeReturns
 from algornn.meta.agents import Agents, OriginalAgents
 from algornn.meta.bandit_agents import SymmetricAgent, UpperConfidenceBound
 from algornn.meta.bandit_world import BanditWorld
+from algornn.meta.cloning import BackpropagationCloning
 from algornn.meta.control_networks import Policy, TwinCritics
 from algornn.meta.control_worlds import CartPoleSwingUp, ControlWorld, Pendulum, PointMass, Reacher
 from algornn.meta.graph_world import GraphWorld
@@ -22,6 +23,7 @@ __all__ = [
     "VSML",
     "ActorCritic",
     "Agents",
+    "BackpropagationCloning",
     "BanditWorld",
     "CartPoleSwingUp",
     "ContinuousWorld",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from algornn.meta.vsml import VSML, Cells
+from algornn.meta.vsml import VSML, Cells, Messages
 
 _GATE_BIAS = 1.0  # an episode is short: the cells' states move from its first pulls on
 _SHARPNESS = 10.0  # of the policies at first
@@ -59,8 +59,9 @@ class SymmetricAgent(nn.Module):
         told = torch.stack([pulled, is_arm], -1)
         told = torch.cat([told, told.new_tensor([0.0, -1.0]).expand(*told.shape[:2], 1, 2)], 2)
         inputs, cells, scores = torch.cat([paid, torch.ones_like(paid)], -1), [state], []
+        messages = Messages([], [told])
         for t in range(x.shape[1]):
-            scores.append(self.rule.tick(cells, [told], inputs[:, t], told[:, t]))
+            scores.append(self.rule.tick(cells, messages, inputs[:, t], told[:, t]))
         score = torch.stack(scores, 1)
         return only_arms(self.log_sharpness.exp() * score[..., :-1], is_arm), score[..., -1], cells[0]
 

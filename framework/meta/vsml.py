@@ -20,6 +20,13 @@ class Cells(NamedTuple):
     c: Tensor
 
 
+class Messages(NamedTuple):
+    """The messages to all layers: from their inputs ``[B, inputs, M]`` and from their outputs ``[B, outputs, M]``."""
+
+    forward: list[Tensor]
+    backward: list[Tensor]
+
+
 class VSML(nn.Module):
     r"""A network of dense layers in which the weight from unit a to unit b is an LSTM, and all LSTMs are the same.
 
@@ -36,6 +43,10 @@ class VSML(nn.Module):
     loss / \partial score_b` and whether b is the class. The parameters, LSTM, F and G, do not depend on the sizes of
     the network: what is meta-learnt with some inputs and classes runs with any.
 
+    With `backward_pass`, what the last layer is told goes through all layers at once, from the last to the first: there
+    the second tick repeats the :math:`f_a` of the first, and its :math:`g'` are the g of the layer before in the same
+    tick; in the first tick all g are 0. Only with it do layers below the last learn from the example that they saw.
+
     Half of each cell begins with random numbers (truncated normal, over :math:`\sqrt{A}`), which tells the weights
     apart; they come from `seed` and are the same for every stream and call.
 
@@ -48,6 +59,8 @@ class VSML(nn.Module):
         seed: of the first states.
         gate_bias: added to the forget gates and taken from the input gates: the larger, the slower states change at
             first.
+        backward_pass: see above; the same without hidden layers.
+        gain: factor of all messages, for the mean over A weights that are new is small.
 
     The parameter count is 4 S (S + 2 M + 1) + 2 M (S + 1): 2,384 at the default sizes. Without hidden layers G is not
     trained, for its messages go nowhere.
@@ -66,14 +79,18 @@ class VSML(nn.Module):
         message_size: int = 8,
         seed: int = 0,
         gate_bias: float = 5.0,
+        backward_pass: bool = False,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
-        self.gate_bias = gate_bias
+        self.gate_bias, self.backward_pass, self.gain = gate_bias, backward_pass, gain
         self.sizes = (input_size, *hidden_sizes, output_size)
         if min(self.sizes) < 1:
             raise ValueError(f"Every layer of VSML needs at least one unit, got sizes {self.sizes}.")
         if message_size < 2:
             raise ValueError(f"`message_size` must be at least 2, for the error and the class, got {message_size}.")
+        if not gain > 0:
+            raise ValueError(f"`gain` must be above 0, got {gain}.")
         self.state_size, self.message_size, self.seed = state_size, message_size, seed
         S, M = state_size, message_size
         self.forward_in, self.backward_in = nn.Linear(M, 4 * S, bias=False), nn.Linear(M, 4 * S, bias=False)
@@ -98,53 +115,85 @@ class VSML(nn.Module):
             Logits ``[B, T, C]``, those of example t from inputs 1 to t and classes 1 to t - 1.
         """
         cells = self.first_cells(x)
-        backward = [x.new_zeros(len(x), size, self.message_size) for size in self.sizes[1:]]
+        messages = Messages([], [x.new_zeros(len(x), size, self.message_size) for size in self.sizes[1:]])
         logits = []
         for t in range(x.shape[1]):
-            score = self.tick(cells, backward, x[:, t], None)
+            score = self.tick(cells, messages, x[:, t], None)
             logits.append(score)
             if t + 1 < x.shape[1]:
                 told = F.one_hot(y[:, t], score.shape[-1]).to(score.dtype)
-                self.tick(cells, backward, x[:, t], torch.stack([score.softmax(-1) - told, told], -1))
+                told = torch.stack([score.softmax(-1) - told, told], -1)
+                if self.backward_pass:
+                    self.learn(cells, messages, told)
+                else:
+                    self.tick(cells, messages, x[:, t], told)
         return torch.stack(logits, 1)
 
     def first_cells(self, x: Tensor) -> list[Cells]:
         """The first states of all layers for the streams of x ``[B, ...]``."""
         generator, cells = torch.Generator().manual_seed(self.seed), []
         for a, b in pairwise(self.sizes):
-            c = torch.zeros(a, b, self.state_size)
-            half = torch.empty(a, b, self.state_size // 2)
-            nn.init.trunc_normal_(half, std=a**-0.5, generator=generator)
-            c[..., : self.state_size // 2] = half
+            c = self.random_half((a, b), generator) * a**-0.5
             c = c.to(x).expand(len(x), -1, -1, -1)
             cells.append(Cells(torch.zeros_like(c), c))
         return cells
 
-    def tick(self, cells: list[Cells], backward: list[Tensor], x: Tensor, told: Tensor | None) -> Tensor:
-        """One tick of all layers, in place of the lists' entries.
+    def random_half(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Numbers ``[..., S]``, the first half from the standard normal cut at 2, the others 0."""
+        half = nn.init.trunc_normal_(torch.empty(*shape, self.state_size // 2), generator=generator)
+        return F.pad(half, (0, self.state_size - half.shape[-1]))
+
+    def tick(self, cells: list[Cells], messages: Messages, x: Tensor, told: Tensor | None) -> Tensor:
+        """One tick of all layers from the first to the last, in place of the lists' entries.
 
         Args:
             cells: the states of all layers.
-            backward: the backward messages to the outputs of all layers, ``[B, outputs, M]`` each.
+            messages: the messages to all layers; the forward ones are overwritten.
             x: the input ``[B, D]``.
             told: what the last layer is told, ``[B, C, 2]``; None: nothing.
 
         Returns:
             The classes' scores ``[B, C]``.
         """
-        M = self.message_size
+        M, forward, backward = self.message_size, messages.forward, messages.backward
         f = F.pad(x[..., None], (0, M - 1))
-        last = x.new_zeros(len(x), self.sizes[-1], M) if told is None else F.pad(told, (0, M - 2))
-        backward[-1] = last
+        backward[-1] = torch.zeros_like(backward[-1]) if told is None else F.pad(told, (0, M - 2))
+        forward.clear()
         sent = []
-        for layer, (old, g) in enumerate(zip(cells, backward, strict=True)):
-            gates = self.recurrent(old.h) + self.forward_in(f)[:, :, None] + self.backward_in(g)[:, None]
-            i, forget, o, new = gates.chunk(4, -1)
-            c = (forget + self.gate_bias).sigmoid() * old.c + (i - self.gate_bias).sigmoid() * new.tanh()
-            h = o.sigmoid() * c.tanh()
-            cells[layer] = Cells(h, c)
-            # The mean over weights before the linear map: the same, and much less to map.
-            f, back = self.forward_out(h.mean(1)), self.backward_out(h.mean(2))
+        for layer, g in enumerate(backward):
+            forward.append(f)
+            cells[layer], f, back = self.layer(cells[layer], f, g)
             sent.append(back)
-        backward[:-1] = sent[1:]
+        if not self.backward_pass:
+            backward[:-1] = sent[1:]
         return _LARGEST * (f[..., 0] / _LARGEST).tanh()
+
+    def learn(self, cells: list[Cells], messages: Messages, told: Tensor) -> None:
+        """One tick of all layers from the last to the first, with the forward messages of the tick before.
+
+        Args:
+            cells: the states of all layers, replaced in place.
+            messages: as `tick` has left them.
+            told: what the last layer is told, ``[B, C, 2]``.
+        """
+        g = F.pad(told, (0, self.message_size - 2))
+        for layer in reversed(range(len(cells))):
+            cells[layer], _, g = self.layer(cells[layer], messages.forward[layer], g)
+
+    def layer(self, old: Cells, f: Tensor, g: Tensor) -> tuple[Cells, Tensor, Tensor]:
+        """One tick of one layer.
+
+        Args:
+            old: its states.
+            f: messages from its inputs, ``[B, inputs, M]``.
+            g: messages from its outputs, ``[B, outputs, M]``.
+
+        Returns:
+            The new states, messages to the outputs ``[B, outputs, M]``, messages to the inputs ``[B, inputs, M]``.
+        """
+        gates = self.recurrent(old.h) + self.forward_in(f)[:, :, None] + self.backward_in(g)[:, None]
+        i, forget, o, new = gates.chunk(4, -1)
+        c = (forget + self.gate_bias).sigmoid() * old.c + (i - self.gate_bias).sigmoid() * new.tanh()
+        h = o.sigmoid() * c.tanh()
+        # The mean over weights before the linear map: the same, and much less to map.
+        return Cells(h, c), self.gain * self.forward_out(h.mean(1)), self.gain * self.backward_out(h.mean(2))
