@@ -1,7 +1,8 @@
-"""What all memories share: the trace that probes read, masked tokens, and heads."""
+"""What all memories share: the trace that probes read, masked tokens, sizes, and heads."""
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -32,11 +33,20 @@ class Associations(NamedTuple):
         return cls(k, v, beta, state.flatten(0, 1))
 
 
-def clear_masked(x: Tensor, mask: Tensor | None) -> Tensor:
+def clear_masked(x: Tensor, mask: Tensor | None, size: int | None = None) -> Tensor:
     """Zero the masked tokens of x ``[B, T, D]`` before anything is computed from them.
 
     NaN in them would otherwise reach the gradients of the layers that make keys and values.
+
+    Raises:
+        TypeError: x is no tensor of floating-point numbers.
+        ValueError: x has another shape than ``[B, T, size]``; None: any.
     """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        came = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"`x` must be a tensor of floating-point numbers, got {came}; ids need an embedding first.")
+    if size is not None and (x.dim() != 3 or x.shape[2] != size):
+        raise ValueError(f"`x` must have the shape [B, T, D={size}], got {list(x.shape)}.")
     check_mask(mask, {"B": x.shape[0], "T": x.shape[1]}, like=x)
     return keep_valid(x, mask)
 
@@ -70,6 +80,15 @@ def state_or_zeros(state: Any, like: Tensor, dtype: torch.dtype, **shapes: tuple
         like.new_zeros(len(like), *shape, dtype=dtype) if part is None else part
         for part, shape in zip(parts, shapes.values(), strict=True)
     ]
+
+
+def check_sizes(**sizes: object) -> None:
+    """Raise a TypeError unless all sizes are whole numbers, and a ValueError unless they are at least 1."""
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, Integral):
+            raise TypeError(f"`{name}` must be a whole number, got {size!r}.")
+        if int(size) < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {size}.")
 
 
 def merge_heads(y: Tensor) -> Tensor:

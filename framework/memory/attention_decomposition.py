@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from algornn.memory.associations import check_sizes
+
 
 class AttentionDecomposition(nn.Module):
     r"""Decompose a set of vectors into slots by attention in which the slots compete (AID).
@@ -48,8 +50,7 @@ class AttentionDecomposition(nn.Module):
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
-        if iterations < 1:
-            raise ValueError(f"`iterations` must be at least 1, got {iterations}.")
+        check_sizes(slot_size=slot_size, feedforward_size=feedforward_size, iterations=iterations)
         self.slot_size, self.iterations = slot_size, iterations
         self.initial = nn.ModuleList([nn.Linear(context_size, slots * slot_size) for slots in parts])
         self.key, self.value = nn.Linear(input_size, slot_size), nn.Linear(input_size, slot_size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from algornn.memory.associations import Associations, clear_masked, merge_heads, state_parts
+from algornn.memory.associations import Associations, check_sizes, clear_masked, merge_heads, state_parts
 from algornn.memory.linear_transformer import split_size, sum_normalized
 from algornn.triton_kernels import delta_rule
 
@@ -38,8 +38,7 @@ class DeltaMLP(nn.Module):
 
     def __init__(self, input_size: int, heads: int = 8, depth: int = 1, expansion: int = 4) -> None:
         super().__init__()
-        if depth < 1 or expansion < 1:
-            raise ValueError(f"`depth` and `expansion` must be at least 1, got {depth} and {expansion}.")
+        check_sizes(depth=depth, expansion=expansion)
         d = split_size(input_size, heads)
         self.heads = heads
         # Per block: keys d and 4d of A and B, their values 4d and d, two write strengths.
@@ -59,7 +58,7 @@ class DeltaMLP(nn.Module):
         Returns:
             Outputs ``[B, T, D]`` and the new state.
         """
-        h, written = self._heads(clear_masked(x, mask))
+        h, written = self._heads(clear_masked(x, mask, self.slow.in_features))
         d, wide = self.block_sizes[:2]
         shapes = {
             f"{name}{j + 1}": (self.heads, *size)
@@ -88,7 +87,7 @@ class DeltaMLP(nn.Module):
 
     def fast_weights(self, x: Tensor, state: State | None = None, mask: Tensor | None = None) -> Associations:
         """Return what was written to A of the first block, the heads after one another."""
-        _, written = self._heads(clear_masked(x, mask))
+        _, written = self._heads(clear_masked(x, mask, self.slow.in_features))
         return Associations.of_heads(*written[0], self(x, state, mask)[1][0], mask)
 
 
@@ -127,7 +126,7 @@ class DeltaDelta(nn.Module):
         Returns:
             Outputs ``[B, T, D]`` and the new state.
         """
-        q, k, v, beta = self._heads(clear_masked(x, mask))
+        q, k, v, beta = self._heads(clear_masked(x, mask, self.slow.in_features))
         H, d = self.heads, self.head_size
         P, S = state_parts(state, x, P=(H, d, 3 * d + 1), S=(H, d, d))
         program, P = delta_rule(q, k, v, beta, initial_state=P, mask=mask)
@@ -142,5 +141,5 @@ class DeltaDelta(nn.Module):
 
     def fast_weights(self, x: Tensor, state: State | None = None, mask: Tensor | None = None) -> Associations:
         """Return what was written to the program, the heads after one another."""
-        _, k, v, beta = self._heads(clear_masked(x, mask))
+        _, k, v, beta = self._heads(clear_masked(x, mask, self.slow.in_features))
         return Associations.of_heads(k, v, beta, self(x, state, mask)[1][0], mask)

@@ -50,7 +50,7 @@ class DeltaRNN(nn.Module):
         Returns:
             Outputs ``[B, T, D]`` and the new state.
         """
-        (q, k, v, beta), (rk, rv, rbeta) = self._heads(clear_masked(x, mask))
+        (q, k, v, beta), (rk, rv, rbeta) = self._heads(clear_masked(x, mask, self.slow.in_features))
         d = (self.head_size, self.head_size)
         W, R, h = state_parts(state, x, W=(self.heads, *d), R=(self.heads, *d), h=(self.heads, self.head_size))
         z, W = delta_rule(q, k, v, beta, initial_state=W, mask=mask)
@@ -66,7 +66,7 @@ class DeltaRNN(nn.Module):
 
     def fast_weights(self, x: Tensor, state: State | None = None, mask: Tensor | None = None) -> Associations:
         """Return what was written to W and to R, the heads of W before those of R."""
-        written, recurrent = self._heads(clear_masked(x, mask))
+        written, recurrent = self._heads(clear_masked(x, mask, self.slow.in_features))
         k, v, beta = (torch.cat(pair, 2) for pair in zip(written[1:], recurrent, strict=True))
         W, R, _ = self(x, state, mask)[1]
         return Associations.of_heads(k, v, beta, torch.cat([W, R], 1), mask)
@@ -113,7 +113,7 @@ class DeltaLSTM(nn.Module):
         Returns:
             Outputs ``[B, T, D]`` and the new state.
         """
-        (q, k, v, beta), recurrent = self._heads(clear_masked(x, mask))
+        (q, k, v, beta), recurrent = self._heads(clear_masked(x, mask, self.slow.in_features))
         H, d = self.heads, self.head_size
         matrices, vectors = (3 * H, d, d), (H, d)
         W, R, h, c = state_parts(state, x, W=matrices, R=matrices, h=vectors, c=vectors)
@@ -158,7 +158,7 @@ class DeltaLSTM(nn.Module):
 
     def fast_weights(self, x: Tensor, state: State | None = None, mask: Tensor | None = None) -> Associations:
         """Return what was written to the six matrices, 3H forward heads before 3H recurrent ones."""
-        written, recurrent = self._heads(clear_masked(x, mask))
+        written, recurrent = self._heads(clear_masked(x, mask, self.slow.in_features))
         k, v, beta = (torch.cat(pair, 2) for pair in zip(written[1:], recurrent, strict=True))
         W, R, *_ = self(x, state, mask)[1]
         return Associations.of_heads(k, v, beta, torch.cat([W, R], 1), mask)

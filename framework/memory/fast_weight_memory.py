@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from algornn.memory.associations import Associations, clear_masked
+from algornn.memory.associations import Associations, check_sizes, clear_masked
 from algornn.triton_kernels import TensorMemory, tensor_memory
 from algornn.triton_kernels.arguments import keep_valid
 
@@ -60,8 +60,7 @@ class FastWeightMemory(nn.Module):
         residual: bool = False,
     ) -> None:
         super().__init__()
-        if reads < 1:
-            raise ValueError(f"`reads` is the number of chained reads, expected at least 1, got {reads}.")
+        check_sizes(input_size=input_size, entity_size=entity_size, role_size=role_size, reads=reads)
         E, R = entity_size, role_size
         self.write_sizes, self.read_sizes = [E, R, E, 1], [E] + [R] * reads
         self.write_head = nn.Linear(input_size, sum(self.write_sizes))
@@ -84,7 +83,7 @@ class FastWeightMemory(nn.Module):
         Returns:
             Outputs y ``[B, T, D]`` and the new state ``[B, E, R, E]``.
         """
-        x = clear_masked(x, mask)
+        x = clear_masked(x, mask, self.write_head.in_features)
         memory = remember(*self._associations(x), state, mask)
         n, *roles = self.read_head(x).split(self.read_sizes, -1)
         n = n.tanh() if self.tanh_entity else n
@@ -98,7 +97,7 @@ class FastWeightMemory(nn.Module):
 
     def fast_weights(self, x: Tensor, state: Tensor | None = None, mask: Tensor | None = None) -> Associations:
         """Return what was written: per token e r -> v."""
-        associations = self._associations(clear_masked(x, mask))
+        associations = self._associations(clear_masked(x, mask, self.write_head.in_features))
         memory = remember(*associations, state, mask)
         e, r, v, beta = (keep_valid(y, mask) for y in associations)
         return Associations((e[..., None] * r[..., None, :]).flatten(2), v, beta, memory.state.flatten(1, 2))

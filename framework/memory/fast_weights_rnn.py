@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from algornn.memory.associations import Associations, clear_masked, state_or_zeros
+from algornn.memory.associations import Associations, check_sizes, clear_masked, state_or_zeros
 from algornn.triton_kernels.arguments import accumulation_dtype, keep_valid
 
 State = tuple[Tensor, Tensor]
@@ -45,6 +45,7 @@ class FastWeightsRNN(nn.Module):
         input_scale: float = 10.0,
     ) -> None:
         super().__init__()
+        check_sizes(input_size=input_size, hidden_size=hidden_size)
         if inner_steps < 0:
             raise ValueError(f"`inner_steps` must be 0 (no fast weights) or more, got {inner_steps}.")
         self.hidden_size, self.inner_steps, self.decay, self.rate = hidden_size, inner_steps, decay, rate
@@ -65,7 +66,7 @@ class FastWeightsRNN(nn.Module):
         Returns:
             Outputs h ``[B, T, D]`` and the new state.
         """
-        c = self.input(clear_masked(x, mask))
+        c = self.input(clear_masked(x, mask, self.input.in_features))
         to = accumulation_dtype(c)
         D = self.hidden_size
         h, A = state_or_zeros(state, c, to, h=(D,), A=(D, D))

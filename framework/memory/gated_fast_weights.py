@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from algornn.memory.associations import clear_masked, state_or_zeros
+from algornn.memory.associations import check_sizes, clear_masked, state_or_zeros
 from algornn.triton_kernels.arguments import accumulation_dtype, keep_valid
 
 State = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -35,11 +35,12 @@ class GatedFastWeights(nn.Module):
 
     def __init__(self, input_size: int, hidden_size: int = 50, slow_size: int | None = None) -> None:
         super().__init__()
-        n = hidden_size
-        self.slow = nn.RNNCell(input_size, slow_size or n)
+        n, slow_size = hidden_size, hidden_size if slow_size is None else slow_size
+        check_sizes(input_size=input_size, hidden_size=n, slow_size=slow_size)
+        self.slow = nn.RNNCell(input_size, slow_size)
         # a, b, g, d for F1 (n rows, n + n_x columns) and for F2 (n rows and columns).
         self.sizes = [n, n + input_size] * 2 + [n, n] * 2
-        self.program = nn.Linear(slow_size or n, sum(self.sizes))
+        self.program = nn.Linear(slow_size, sum(self.sizes))
         self.hidden_size, self.input_size = n, input_size
 
     def forward(self, x: Tensor, state: State | None = None, mask: Tensor | None = None) -> tuple[Tensor, State]:
@@ -53,7 +54,7 @@ class GatedFastWeights(nn.Module):
         Returns:
             Outputs h ``[B, T, n]`` and the new state.
         """
-        x = clear_masked(x, mask)
+        x = clear_masked(x, mask, self.input_size)
         to, B, n = accumulation_dtype(x), len(x), self.hidden_size
         wide, slow_size = (n, n + self.input_size), (self.slow.hidden_size,)
         s, *fast = state_or_zeros(state, x, to, s=slow_size, F1=wide, F2=(n, n), h=(n,))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from algornn.memory.associations import Associations, clear_masked, merge_heads
+from algornn.memory.associations import Associations, check_sizes, clear_masked, merge_heads
 from algornn.memory.feature_maps import EluPlusOne
 from algornn.triton_kernels import delta_rule
 from algornn.triton_kernels.arguments import accumulation_dtype
@@ -66,7 +66,7 @@ class LinearTransformer(nn.Module):
         Returns:
             Outputs ``[B, T, D]`` and the new state.
         """
-        q, k, v = self._heads(clear_masked(x, mask))
+        q, k, v = self._heads(clear_masked(x, mask, self.slow.in_features))
         if self.attention_normalization:
             v = F.pad(v, (0, 1), value=1.0)
         y, state = delta_rule(q, k, v, erase=False, initial_state=state, mask=mask)
@@ -85,7 +85,7 @@ class LinearTransformer(nn.Module):
 
     def fast_weights(self, x: Tensor, state: State | None = None, mask: Tensor | None = None) -> Associations:
         """Return what was written, the heads after one another."""
-        _, k, v = self._heads(clear_masked(x, mask))
+        _, k, v = self._heads(clear_masked(x, mask, self.slow.in_features))
         new = self(x, state, mask)[1][..., : self.head_size]
         return Associations.of_heads(k, v, torch.ones_like(v[..., 0]), new, mask)
 
@@ -149,7 +149,7 @@ class DeltaNet(nn.Module):
         Returns:
             Outputs ``[B, T, D]`` and the new state.
         """
-        x = clear_masked(x, mask)
+        x = clear_masked(x, mask, self.slow.in_features)
         q, k, v, beta = self._heads(x)
         decay = self._decay(x)
         if self.attention_normalization:
@@ -177,7 +177,7 @@ class DeltaNet(nn.Module):
 
     def fast_weights(self, x: Tensor, state: State | None = None, mask: Tensor | None = None) -> Associations:
         """Return what was written, the heads after one another."""
-        _, k, v, beta = self._heads(clear_masked(x, mask))
+        _, k, v, beta = self._heads(clear_masked(x, mask, self.slow.in_features))
         new = self(x, state, mask)[1][..., : self.head_size]
         return Associations.of_heads(k, v, beta, new, mask)
 
@@ -222,8 +222,10 @@ def split_size(size: int, heads: int) -> int:
     """Return the width of one head.
 
     Raises:
+        TypeError: a number that is not whole.
         ValueError: the number of heads does not divide the size.
     """
-    if heads < 1 or size % heads:
+    check_sizes(size=size, heads=heads)
+    if size % heads:
         raise ValueError(f"`heads` must divide the layer's size {size}, got {heads}.")
     return size // heads

@@ -53,7 +53,7 @@ class RecurrentDeltaNet(nn.Module):
         Returns:
             Outputs ``[B, T, D]`` and the new state.
         """
-        y, state = self._run(self._heads(clear_masked(x, mask)), state, mask)
+        y, state = self._run(self._heads(clear_masked(x, mask, self.slow.in_features)), state, mask)
         return self.output(merge_heads(y)), state
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -73,7 +73,7 @@ class RecurrentDeltaNet(nn.Module):
         """
         if mask is not None and bool((mask[:, 1:] & ~mask[:, :-1]).any()):
             raise ValueError("`fast_weights` of RecurrentDeltaNet takes padding at the end of a sequence only.")
-        heads = self._heads(clear_masked(x, mask))
+        heads = self._heads(clear_masked(x, mask, self.slow.in_features))
         y, (S, _) = self._run(heads, state, mask)
         first = y.new_zeros(len(y), *y.shape[2:]) if state is None else state[1].to(y.dtype)
         s = torch.cat([first[:, None], y[:, :-1]], 1).tanh()

@@ -51,6 +51,7 @@ class SelfReferentialMatrix(nn.Module):
         Returns:
             Outputs ``[B, T, D]`` and the new matrix.
         """
+        x = clear_masked(x, mask, self.output.in_features)
         W = self.first.expand(len(x), *self.first.shape) if state is None else state
-        y, W = self_referential(clear_masked(x, mask).unflatten(-1, (self.heads, -1)), W, mask)
+        y, W = self_referential(x.unflatten(-1, (self.heads, -1)), W, mask)
         return self.output(merge_heads(y)), W

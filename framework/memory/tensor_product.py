@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from algornn.memory.associations import Associations, clear_masked
+from algornn.memory.associations import Associations, check_sizes, clear_masked
 from algornn.memory.attention_decomposition import AttentionDecomposition, SlotComponents
 from algornn.triton_kernels import TensorMemory, tensor_memory
 from algornn.triton_kernels.arguments import keep_valid
@@ -85,6 +85,7 @@ class TensorProductMemory(nn.Module):
         decomposition: AttentionDecomposition | None = None,
     ) -> None:
         super().__init__()
+        check_sizes(input_size=input_size, entity_size=entity_size, role_size=role_size, hidden_size=hidden_size)
         entity, role = entity_size, role_size
         written, read = (entity, entity, role, role, role), (entity, role, role, role)
         self.write_heads: nn.Module
@@ -94,6 +95,7 @@ class TensorProductMemory(nn.Module):
         else:
             self.write_heads = SlotComponents(decomposition, 0, written, tanh=True)
             self.read_heads = SlotComponents(decomposition, 1, read, tanh=False)
+        self.input_size = input_size if decomposition is None else None  # words come in a dimension of their own
         self.unused_query_head = MLPHeads(input_size, (entity,), hidden_size) if unused_query_head else None
         self.gain = nn.Parameter(torch.ones(3))
         self.bias = nn.Parameter(torch.zeros(3))
@@ -135,14 +137,14 @@ class TensorProductMemory(nn.Module):
         Returns:
             Outputs ``[B, T, E]`` and the new state ``[B, E, R, E]``.
         """
-        x = clear_masked(x, mask)
+        x = clear_masked(x, mask, self.input_size)
         memory = self.write(x, state, mask)
         y = self.read(memory, x, causal=True)
         return keep_valid(y, mask), memory.state
 
     def fast_weights(self, x: Tensor, state: Tensor | None = None, mask: Tensor | None = None) -> Associations:
         """Return what was written: per token e1 r1 -> e2 and e2 r3 -> e1; the move has no value of its own."""
-        heads = self.write_heads(clear_masked(x, mask))
+        heads = self.write_heads(clear_masked(x, mask, self.input_size))
         memory = self._write(heads, state, mask)
         e1, e2, r1, _, r3 = (keep_valid(head, mask) for head in heads)
         keys = torch.stack([e1[..., None] * r1[..., None, :], e2[..., None] * r3[..., None, :]], dim=2).flatten(3)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from numbers import Integral, Real
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from algornn.memory.associations import clear_masked, keep_valid, merge_heads
+from algornn.memory.associations import check_sizes, clear_masked, keep_valid, merge_heads
 from algornn.memory.linear_transformer import split_size
 
 Pair = tuple[Tensor, Tensor]
@@ -267,15 +267,6 @@ def allowed_keys(mask: Tensor | None, causal: bool, Q: int, k: Tensor) -> Tensor
     own = torch.arange(k.shape[2] - Q, k.shape[2], device=k.device)[:, None]
     j = torch.arange(k.shape[2], device=k.device)
     return j <= own if allowed is None else (j <= own) & allowed | (j == own)
-
-
-def check_sizes(**sizes: object) -> None:
-    """Raise a TypeError unless all sizes are whole numbers, and a ValueError unless they are at least 1."""
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, Integral):
-            raise TypeError(f"`{name}` must be a whole number, got {size!r}.")
-        if int(size) < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {size}.")
 
 
 def check_probabilities(**probabilities: object) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from algornn.memory import Associations, AttentionDecomposition, FastWeightMemory
-from algornn.memory.associations import clear_masked, keep_valid, state_parts
+from algornn.memory.associations import check_sizes, clear_masked, keep_valid, state_parts
 from algornn.memory.fast_weight_memory import recall, remember
 from algornn.models.recurrent import LSTM
 
@@ -96,6 +96,7 @@ class DecomposedFastWeightMemory(nn.Module):
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
+        check_sizes(input_size=input_size, hidden_size=hidden_size, parts=parts, part_size=part_size, reads=reads)
         self.parts, context = parts, parts * hidden_size
         self.input = nn.Linear(input_size, parts * part_size)
         self.controller = LSTM(part_size, hidden_size)
@@ -118,7 +119,7 @@ class DecomposedFastWeightMemory(nn.Module):
         Returns:
             Outputs ``[B, T, D]`` and the new state.
         """
-        x = clear_masked(x, mask)
+        x = clear_masked(x, mask, self.input.in_features)
         P, s, D = self.parts, self.decomposition.slot_size, self.context.out_features
         first_h, first_c, old = state_parts(state, x, h=(P, D), c=(P, D), fast_weights=(s, s, s))
         h, lstm = self._parts(x, first_h, first_c, mask)
@@ -145,7 +146,7 @@ class DecomposedFastWeightMemory(nn.Module):
     ) -> Associations:
         """Return what was written: per token e r -> v."""
         first_h, first_c, old = (None, None, None) if state is None else state
-        h, _ = self._parts(clear_masked(x, mask), first_h, first_c, mask)
+        h, _ = self._parts(clear_masked(x, mask, self.input.in_features), first_h, first_c, mask)
         associations = self._associations(h, h.flatten(2))
         memory = remember(*associations, old, mask)
         e, r, v, beta = (keep_valid(y, mask) for y in associations)

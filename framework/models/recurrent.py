@@ -39,13 +39,13 @@ class _Recurrent(nn.Module):
         Returns:
             Outputs of the last layer ``[B, T, D]`` and the new state.
         """
+        x = clear_masked(x, mask, self.network.input_size)
         size = (self.network.num_layers, self.width)
         found = state_parts(state, x, **dict.fromkeys(self.parts, size))
         first = tuple(part for part in found if part is not None)
         if x.shape[1] == 0:  # PyTorch refuses no tokens
             return x.new_zeros(len(x), 0, self.width), first or tuple(x.new_zeros(len(x), *size) for _ in self.parts)
         inner = tuple(part.transpose(0, 1).contiguous() for part in first)
-        x = clear_masked(x, mask)
         if mask is None or mask.all():  # nothing to pack
             y, new = self._run(x, inner)
         else:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from algornn.memory import DeltaNet
-from algornn.memory.associations import clear_masked
+from algornn.memory.associations import check_sizes, clear_masked
 
 
 class FastWeightBlocks(nn.Module):
@@ -42,6 +42,8 @@ class FastWeightBlocks(nn.Module):
     ) -> None:
         super().__init__()
         check_factory("memory", memory)
+        check_sizes(input_size=input_size, blocks=blocks)
+        self.input_size = input_size
         self.blocks = nn.ModuleList(
             [
                 _Block(input_size, (memory or DeltaNet)(input_size), feedforward_size or 4 * input_size, dropout)
@@ -55,7 +57,7 @@ class FastWeightBlocks(nn.Module):
         """Run over tokens ``[B, T, D]``; the state is the tuple of the blocks' states. Masked tokens give 0."""
         if state is not None and not (isinstance(state, tuple) and len(state) == len(self.blocks)):
             raise ValueError(f"`state` must be the tuple of {len(self.blocks)} states that an earlier call returned.")
-        x, new = clear_masked(x, mask), []
+        x, new = clear_masked(x, mask, self.input_size), []
         for block, old in zip(self.blocks, state or (None,) * len(self.blocks), strict=True):
             x, block_state = block(x, old, mask)
             new.append(block_state)

@@ -8,13 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from algornn.memory.associations import clear_masked, keep_valid
+from algornn.memory.associations import check_sizes, clear_masked, keep_valid
 from algornn.models.attention import (
     GeometricAttention,
     MultiHeadAttention,
     RelativeAttention,
     check_probabilities,
-    check_sizes,
     sinusoids,
 )
 

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from algornn.models.attention import MultiHeadAttention, Pair, RelativeAttention, check_probabilities, check_sizes
+from algornn.memory.associations import check_sizes
+from algornn.models.attention import MultiHeadAttention, Pair, RelativeAttention, check_probabilities
 from algornn.models.token_networks import embed
 from algornn.models.transformer import Transformer, UniversalTransformer, feedforward
 

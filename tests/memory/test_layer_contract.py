@@ -6,6 +6,7 @@ Carried states, masks, derivatives, compilation, half precision, and no tokens.
 import inspect
 import os
 import socket
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,25 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 import algornn.memory
-from algornn import GRU, LSTM, DecomposedFastWeightMemory, FastWeightBlocks, MemoryAugmentedLSTM
+from algornn import (
+    GRU,
+    LSTM,
+    DecomposedFastWeightMemory,
+    DeltaDelta,
+    DeltaLSTM,
+    DeltaMLP,
+    DeltaNet,
+    DeltaRNN,
+    FastWeightBlocks,
+    FastWeightMemory,
+    FastWeightsRNN,
+    GatedFastWeights,
+    LinearTransformer,
+    MemoryAugmentedLSTM,
+    RecurrentDeltaNet,
+    SelfReferentialMatrix,
+    TensorProductMemory,
+)
 
 every_layer = pytest.mark.parametrize("name", LAYERS)
 MASK = torch.tensor(
@@ -134,6 +153,38 @@ def test_a_wrong_mask_is_named(name):
         layer(x, None, torch.ones(2, 3))
     with pytest.raises(ValueError, match=r"`mask` must have the shape \[B=2, T=3\], got \[2, 4\]"):
         layer(x, None, torch.ones(2, 4, dtype=torch.bool))
+
+
+@every_layer
+def test_a_wrong_input_is_named(name):
+    layer = layer_of(name)
+    for wrong in (tokens(2, 3, D + 2), tokens(2, 3)[0]):
+        with pytest.raises(ValueError, match=rf"`x` must have the shape \[B, T, D={D}\], got"):
+            layer(wrong)
+    for wrong in (torch.zeros(2, 3, D, dtype=torch.int64), [1, 2]):
+        with pytest.raises(TypeError, match="`x` must be a tensor of floating-point numbers, got"):
+            layer(wrong)
+
+
+@pytest.mark.parametrize(
+    ("make", "argument"),
+    [
+        *((partial(layer, D), "heads") for layer in (LinearTransformer, DeltaNet, DeltaRNN, DeltaLSTM, DeltaDelta)),
+        *((partial(layer, D), "heads") for layer in (RecurrentDeltaNet, SelfReferentialMatrix, DeltaMLP)),
+        *((partial(DeltaMLP, D, heads=2), argument) for argument in ("depth", "expansion")),
+        *((partial(FastWeightMemory, D), argument) for argument in ("entity_size", "role_size", "reads")),
+        *((partial(TensorProductMemory, D), argument) for argument in ("entity_size", "role_size", "hidden_size")),
+        (partial(FastWeightsRNN, D), "hidden_size"),
+        *((partial(GatedFastWeights, D), argument) for argument in ("hidden_size", "slow_size")),
+        *((partial(DecomposedFastWeightMemory, D), argument) for argument in ("hidden_size", "parts", "slot_size")),
+        (partial(FastWeightBlocks, D, partial(DeltaNet, heads=2)), "blocks"),
+    ],
+)
+def test_a_size_that_is_none_is_named(make, argument):
+    with pytest.raises(TypeError, match=f"`{argument}` must be a whole number, got 2.0"):
+        make(**{argument: 2.0})
+    with pytest.raises(ValueError, match=f"`{argument}` must be at least 1, got 0"):
+        make(**{argument: 0})
 
 
 # Derivatives.
