@@ -11,6 +11,7 @@ from algornn.datamodules.compositional_table_lookup import CompositionalTableLoo
 from algornn.datamodules.control_tasks import ControlTasks, LifeBatch
 from algornn.datamodules.ctl_plus_plus import CTLPlusPlus
 from algornn.datamodules.digit_arithmetic import AddMul, DigitBatch, DigitDataModule, DoubleAddition
+from algornn.datamodules.few_shot_images import FewShotImages
 from algornn.datamodules.gaussian_clusters import GaussianClusters
 from algornn.datamodules.graph_navigation import GraphBatch, GraphNavigation
 from algornn.datamodules.in_context_digits import InContextDigits, TaskBatch
@@ -67,6 +68,7 @@ __all__ = [
     "DigitDataModule",
     "DoubleAddition",
     "Example",
+    "FewShotImages",
     "FilePairDataModule",
     "GaussianClusters",
     "GraphBatch",

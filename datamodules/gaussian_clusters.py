@@ -49,11 +49,11 @@ class ClusterTasks(GroupedDataset):
 
 
 class GaussianClusters(SplitDataModule):
-    r"""Streams of points x = c_y + n with classes y: centres :math:`c \sim N(0, s^2 I)`, noise :math:`n \sim N(0, I)`.
+    r"""Streams of points x = c_y + n with classes y, around centres c that are new in every stream.
 
-    The centres are new in every stream, classes are uniform. It is the few-shot task whose best solution is known:
-    `algornn.models.GaussianPosterior` gives the accuracy that no learner can surpass. The stage `closer` (out of
-    distribution) has centres of half the spread.
+    Centres are :math:`c \sim N(0, s^2 I)`, noise is :math:`n \sim N(0, I)`, classes are uniform. It is the few-shot
+    task whose best solution is known: `algornn.models.GaussianPosterior` gives the accuracy that no learner can
+    surpass. The stage `closer` (out of distribution) has centres of half the spread.
 
     Args:
         split: "clusters", the only one.

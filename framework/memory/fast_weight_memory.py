@@ -13,7 +13,7 @@ from algornn.triton_kernels.arguments import keep_valid
 
 
 class FastWeightMemory(nn.Module):
-    r"""Fast weights :math:`F \in R^{E \times R \times V}` that a controller's output z writes and reads at every token.
+    r"""Fast weights ``F [E, R, V]`` that a controller's output z writes and reads at every token.
 
     With :math:`e, r, v = \tanh` of the write head, :math:`\beta = \sigma(b + 1)` and :math:`F(e, r) = F^\top (e \otimes
     r)`:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class EluPlusOne(nn.Module):
-    r""":math:`\phi(x) = \mathrm{elu}(x) + 1`, as wide as x.
+    """The feature map elu(x) + 1, as wide as x.
 
     Source: Katharopoulos et al. (2020), "Transformers are RNNs", eq. 7.
     """
@@ -26,7 +26,7 @@ class EluPlusOne(nn.Module):
 
 
 class SoftmaxFeatures(nn.Module):
-    r""":math:`\phi(x) = \mathrm{softmax}(x)`, as wide as x; the features sum to 1."""
+    """The feature map softmax(x), as wide as x; the features sum to 1."""
 
     def width(self, size: int) -> int:
         """Width of the features of vectors of `size` numbers."""
@@ -38,7 +38,7 @@ class SoftmaxFeatures(nn.Module):
 
 
 class DPFP(nn.Module):
-    r"""Deterministic parameter-free projection, of width :math:`2 D \nu`.
+    r"""Deterministic parameter-free projection, of 2 D nu features.
 
     With :math:`y = [\mathrm{relu}(x), \mathrm{relu}(-x)]`,
 

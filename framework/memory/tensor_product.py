@@ -45,7 +45,7 @@ class MLPHeads(nn.Module):
 
 
 class TensorProductMemory(nn.Module):
-    r"""Fast weights :math:`S \in R^{E \times R \times E}` written by every token and read in three chained steps.
+    r"""Fast weights ``S [E, R, E]`` written by every token and read in three chained steps.
 
     With :math:`e_1, e_2, r_1, r_2, r_3` from heads on the token and :math:`S(e, r) = S^\top (e \otimes r)`:
 

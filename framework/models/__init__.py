@@ -3,7 +3,7 @@
 from algornn.models.agents import RecurrentAgent
 from algornn.models.attention import GeometricAttention, MultiHeadAttention, RelativeAttention
 from algornn.models.feed_forward import FeedForward
-from algornn.models.in_context import GaussianPosterior, InContextNetwork
+from algornn.models.in_context import ConvEncoder, GaussianPosterior, InContextNetwork
 from algornn.models.key_value import KeyValueRetriever
 from algornn.models.memory_augmented import DecomposedFastWeightMemory, MemoryAugmentedLSTM
 from algornn.models.recurrent import GRU, LSTM, BidirectionalLSTM
@@ -19,6 +19,7 @@ __all__ = [
     "LSTM",
     "TPRRNN",
     "BidirectionalLSTM",
+    "ConvEncoder",
     "DecomposedFastWeightMemory",
     "FastWeightBlocks",
     "FeedForward",
