@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from algornn.datamodules.files import search_dirs
@@ -220,6 +219,8 @@ class FewShotImages(SplitDataModule):
         return np.stack(images)
 
     def _read(self, folder: Path) -> Iterator[NDArray[np.uint8]]:
+        from PIL import Image, UnidentifiedImageError
+
         for path in sorted(folder.iterdir()):
             if path.suffix.lower() in (".png", ".jpg", ".jpeg"):
                 try:

@@ -33,7 +33,7 @@ TOP_LEVEL = {*FOLDERS, "tests", "benchmarks", "results", "docs", ".ci", ".github
 # The table "who may import whom" of DESIGN.md: room -> the other rooms and the libraries that it may import.
 MAY_IMPORT = {
     "algornn.triton_kernels": {"torch", "triton"},
-    "algornn.datamodules": {"torch", "lightning", "numpy", "sklearn"},
+    "algornn.datamodules": {"torch", "lightning", "numpy", "sklearn", "PIL", "tqdm"},
     "algornn.probes": {"torch", "lightning", "torchmetrics", "numpy", "scipy", "sklearn", "matplotlib", "tqdm"},
     "algornn.memory": {"torch", "algornn.triton_kernels"},
     "algornn.models": {"torch", "algornn.memory"},
@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "algornn.recipes": {"yaml"},
 }
 # Imported in the function that needs them, never when the module is loaded.
-LAZY = {"triton", "scipy", "sklearn", "matplotlib", "tensorboard", "gymnasium"}
+LAZY = {"triton", "scipy", "sklearn", "matplotlib", "tensorboard", "gymnasium", "PIL"}
 
 
 def import_name(file: Path) -> str:
