@@ -11,6 +11,7 @@ from algornn.meta.graph_world import GraphWorld
 from algornn.meta.gym_world import GymWorld
 from algornn.meta.in_context import InContextLearner, InContextScores
 from algornn.meta.learned_objective import HalfSquare, LearnedObjective
+from algornn.meta.learned_step import LearnedStep
 from algornn.meta.metagenrl import MetaGenRL
 from algornn.meta.online import OnlineNetwork
 from algornn.meta.policy_rules import agreement, improvement
@@ -35,6 +36,7 @@ __all__ = [
     "InContextLearner",
     "InContextScores",
     "LearnedObjective",
+    "LearnedStep",
     "MetaGenRL",
     "OnlineNetwork",
     "OriginalAgents",

@@ -63,6 +63,7 @@ class Agents:
 
     capacity = 1000  # episodes in a replay buffer
     quirks = False  # those of `OriginalAgents`
+    step: Any = None  # a `LearnedStep` that takes Adam's place for the policies
 
     def __init__(
         self,
@@ -169,12 +170,17 @@ class Agents:
                 step[name] += _over(share, g) * g
         if self.quirks:
             step = unit(step, shortest=1.0)
-        before, moved = self.w, self._adam("w", step, (self.age - self.random * self.every + 1).clamp(min=1))
+        count = self.policy_steps()
+        before, moved = self.w, self._stepped(step, count) if self.step else self._adam("w", step, count)
         moving = self.age >= self.random * self.every
         self.w = {name: torch.where(_over(moving, x), x, before[name]) for name, x in moved.items()}
         for order in ("first", "second"):
             for x in self.moments[f"{order}_w"].values():
                 x.mul_(_over(moving, x))
+
+    def policy_steps(self) -> Tensor:
+        """Which step of every agent's policy comes next, ``[N]`` from 1 on."""
+        return (self.age - self.random * self.every + 1).clamp(min=1)
 
     def draw(self, index: int, newest: int | None = None) -> Segments:
         """Segments from every agent's replay.
@@ -229,6 +235,14 @@ class Agents:
             mean, square = (x / _over(1 - b**count, x) for x, b in zip((first, second), _BETAS, strict=True))
             moved[name] = weights[name] - rate * mean / (square.sqrt() + _EPSILON)
         return moved
+
+    @torch.no_grad()
+    def _stepped(self, slope: Weights, count: Tensor) -> Weights:
+        """The policies' weights after one step of the learned optimiser."""
+        first, second = self.moments["first_w"], self.moments["second_w"]
+        for name, g in slope.items():
+            slope[name], first[name], second[name] = self.step(g, first[name], second[name], count)
+        return {name: self.w[name] - self.learning_rates[0] * g for name, g in slope.items()}
 
     # Acting.
 

@@ -15,6 +15,7 @@ from torchmetrics import Metric
 from algornn.learners.learner import Learner
 from algornn.meta.actor_critic import EpisodeReturns
 from algornn.meta.agents import Agents, Rule
+from algornn.meta.learned_step import LearnedStep
 from algornn.meta.policy_rules import RULES, agreement, critics_own, improvement, learned
 from algornn.meta.replay import Segments
 from algornn.meta.world import ContinuousWorld, uniform
@@ -53,6 +54,8 @@ class MetaGenRL(Learner):
         score: ``"agreement"``, ``"action_agreement"`` or ``"improvement"``.
         rivals: other rules that a test scores: "critic" (TD3), "reinforce", "reinforce_corrected",
             "reinforce_on_policy", "ppo", "dpo", of `algornn.meta.policy_rules`.
+        step: an optimiser that is learned with the objective, from the same score, which has to be ``"improvement"``,
+            and moves the policies by it in training and in a test; None: Adam.
 
     Source: Kirsch, van Steenkiste and Schmidhuber (2020), "Improving Generalization in Meta Reinforcement Learning
     using Learned Objectives", https://arxiv.org/abs/1910.04098. Deviations: agreement, anchors, gradients of length 1.
@@ -71,6 +74,7 @@ class MetaGenRL(Learner):
         anchors: float = 1 / 3,
         score: str = "agreement",
         rivals: Sequence[str] = ("reinforce", "critic"),
+        step: LearnedStep | None = None,
     ) -> None:
         super().__init__(model, optimizer)
         if lifetime < 1:
@@ -79,7 +83,10 @@ class MetaGenRL(Learner):
             raise ValueError(f"`score` must be one of {', '.join(map(repr, _SCORES))}, got {score!r}.")
         if unknown := [name for name in rivals if name not in RULES]:
             raise ValueError(f"`rivals` must be among {', '.join(map(repr, RULES))}, got {unknown[0]!r}.")
+        if step is not None and score != "improvement":
+            raise ValueError(f"`step` is learned from the score 'improvement' alone, got {score!r}.")
         self.automatic_optimization = False
+        self.step = step
         self.worlds, self.agents, self.lifetime, self.warmup = dict(worlds), agents, lifetime, warmup
         self.anchors, self.score, self.rivals = anchors, score, tuple(rivals)
         self.population: Agents | None = None
@@ -99,11 +106,11 @@ class MetaGenRL(Learner):
         if self.score == "improvement":
             gradients = self._clipped_apart(-scores)
         else:
-            gradients = list(torch.autograd.grad(-scores.mean(), list(self.model.parameters())))
+            gradients = list(torch.autograd.grad(-scores.mean(), list(self.parameters())))
         optimizer: Any = self.optimizers()
-        for p, gradient in zip(self.model.parameters(), gradients, strict=True):
+        for p, gradient in zip(self.parameters(), gradients, strict=True):
             p.grad = self.trainer.strategy.reduce(gradient.detach(), reduce_op="mean")
-        length = torch.nn.utils.clip_grad_norm_(self.model.parameters(), _CLIP)
+        length = torch.nn.utils.clip_grad_norm_(self.parameters(), _CLIP)
         if length.isfinite():
             optimizer.step()
         self.log(f"train/{self.score}", scores.detach().mean(), prog_bar=True, sync_dist=True)
@@ -117,7 +124,7 @@ class MetaGenRL(Learner):
     def _living(self, batch: Any) -> Agents:
         """The agents of this process: born from the first batch, or taken over from a checkpoint."""
         if self.population is None:
-            self.population = self._born(batch)
+            self.population = self._born(batch, self.step)
             self.ids = batch.id.clone()
             place = {agent: row for row, agent in enumerate(self.ids.tolist())}
             for ids, state in self._saved:
@@ -132,11 +139,12 @@ class MetaGenRL(Learner):
             )
         return self.population
 
-    def _born(self, batch: Any) -> Agents:
-        """Fresh agents for the worlds and seeds of a batch."""
+    def _born(self, batch: Any, step: LearnedStep | None = None) -> Agents:
+        """Fresh agents for the worlds and seeds of a batch, with a learned optimiser or Adam."""
         if missing := sorted(set(batch.world) - set(self.worlds)):
             raise ValueError(f"The data have the world {missing[0]!r}, `worlds` has only {', '.join(self.worlds)}.")
         agents = self.agents([self.worlds[name] for name in batch.world], batch.seed.clone())
+        agents.step = step
         if self.lifetime <= agents.random * agents.every:
             rank_zero_warn(
                 f"In a lifetime of {self.lifetime} updates no policy moves: agents act at random for the first "
@@ -164,7 +172,7 @@ class MetaGenRL(Learner):
 
     def _clipped_apart(self, losses: Tensor) -> list[Tensor]:
         """The mean over agents of gradients that are clipped for each."""
-        weights = list(self.model.parameters())
+        weights = list(self.parameters())
         each = torch.autograd.grad(losses, weights, torch.eye(len(losses)).to(losses), is_grads_batched=True)
         length = torch.stack([g.flatten(1).square().sum(1) for g in each]).sum(0).sqrt()
         kept = (_CLIP / (length + 1e-6)).clamp(max=1)
@@ -190,7 +198,7 @@ class MetaGenRL(Learner):
             The agents, and 16 episodes of each without noise.
         """
         with torch.inference_mode(False), torch.enable_grad():
-            agents = self._born(batch)
+            agents = self._born(batch, self.step if rule == "learned" else None)
             follow: Rule = (
                 (lambda w, segments: learned(self.model, agents, w, segments).mean((1, 2)))
                 if rule == "learned"

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from algornn.meta.agents import Agents, Weights
+from algornn.meta.agents import Agents, Weights, unit
 from algornn.meta.learned_objective import standardised
 from algornn.meta.replay import Segments
 
@@ -145,6 +145,8 @@ def improvement(objective: nn.Module, agents: Agents, batches: Sequence[Segments
         J(a) = \mathrm{mean}_{B_1 \cup \ldots \cup B_K}\, Q(s, \mu_{w_{K - 1}}(s))
 
     with one step per batch but the last, on which J is measured too. Differentiable in the objective's weights a.
+    Agents with a learned `step` take that, of gradients of length 1 and at their own rate, and J is differentiable in
+    its weights, too.
 
     Args:
         objective: the learned objective.
@@ -157,10 +159,15 @@ def improvement(objective: nn.Module, agents: Agents, batches: Sequence[Segments
     if len(batches) < 2:
         raise ValueError(f"`batches` needs one for every step and one more, expected at least 2, got {len(batches)}.")
     w = {name: x.detach().requires_grad_() for name, x in agents.w.items()}
-    for segments in batches[:-1]:
+    first, second, count = dict(agents.moments["first_w"]), dict(agents.moments["second_w"]), agents.policy_steps()
+    for k, segments in enumerate(batches[:-1]):
         total = learned(objective, agents, w, segments).sum()
-        slope = torch.autograd.grad(total, list(w.values()), create_graph=True)
-        w = {name: x - rate * g for (name, x), g in zip(w.items(), slope, strict=True)}
+        slope = dict(zip(w, torch.autograd.grad(total, list(w.values()), create_graph=True), strict=True))
+        if agents.step is not None:
+            rate, slope = agents.learning_rates[0], unit(slope)
+            for name, g in slope.items():
+                slope[name], first[name], second[name] = agents.step(g, first[name], second[name], count + k)
+        w = {name: x - rate * slope[name] for name, x in w.items()}
     joined = batches[0]
     for segments in batches[1:]:
         joined = joined.join(segments)

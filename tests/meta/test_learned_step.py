@@ -1,0 +1,124 @@
+"""The learned optimiser: Adam at first, differentiable, and learned with the objective that it serves."""
+
+from functools import partial
+
+import pytest
+import torch
+from test_metagenrl import SMALL, WORLDS, learner, trained, weights
+
+from algornn.datamodules import ControlTasks
+from algornn.meta import LearnedObjective, LearnedStep, improvement
+from algornn.meta.policy_rules import critics_own, learned
+
+
+def stepping():
+    torch.manual_seed(1)
+    step = LearnedStep(hidden_size=4).double()
+    torch.nn.init.normal_(step.network[2].weight, std=0.5)
+    return step
+
+
+def small():
+    torch.manual_seed(2)
+    return LearnedStep(hidden_size=4)
+
+
+def test_it_is_adam_at_first():
+    torch.manual_seed(0)
+    w = torch.randn(1, 7, dtype=torch.float64).requires_grad_()
+    adam, step = torch.optim.Adam([w], lr=0.1), LearnedStep().double()
+    first, second, mine = torch.zeros_like(w), torch.zeros_like(w), w.detach().clone()
+    for count in range(1, 6):
+        w.grad = torch.randn(1, 7, dtype=torch.float64)
+        adam.step()
+        delta, first, second = step(w.grad, first.detach(), second.detach(), torch.tensor([count]))
+        mine = mine - 0.1 * delta
+        torch.testing.assert_close(mine, w.detach(), rtol=1e-6, atol=1e-8)
+
+
+def test_steps_are_at_most_four_times_adams_and_one_more():
+    step = stepping()
+    step.network[2].bias.data.fill_(50)
+    g = torch.randn(3, 50, dtype=torch.float64)
+    delta, *_ = step(g, torch.zeros_like(g), torch.zeros_like(g), torch.ones(3, dtype=torch.int64))
+    torch.testing.assert_close(delta, 1 + 4 * g.sign(), rtol=1e-4, atol=1e-4)  # Adam's first is the sign
+    nothing = torch.zeros_like(g)
+    still = step(nothing, nothing, nothing, torch.ones(3, dtype=torch.int64))[0]
+    assert still.isfinite().all()
+
+
+def test_every_agent_counts_its_own_steps():
+    step, g = stepping(), torch.randn(1, 6, dtype=torch.float64).expand(2, 6)
+    first, second = 0.1 * g, 0.2 * g.square()
+    delta, *_ = step(g, first, second, torch.tensor([1, 50]))
+    alone, *_ = step(g[1:], first[1:], second[1:], torch.tensor([50]))
+    assert torch.equal(delta[1:], alone)
+    assert not torch.allclose(delta[0], delta[1])
+
+
+def test_the_improvement_after_learned_steps_is_that_of_a_loop_and_has_its_derivatives():
+    agents = SMALL([WORLDS["pendulum"]] * 2, torch.tensor([3, 4]))
+    for _ in range(4):
+        agents.update((partial(critics_own, agents), 1.0))
+    for name in ("w", "u"):
+        setattr(agents, name, {key: x.double() for key, x in getattr(agents, name).items()})
+    agents.moments = {key: {n: x.double() for n, x in m.items()} for key, m in agents.moments.items()}
+    segments = [agents.draw(k) for k in (3, 4)]
+    segments = [type(s)(*(x.double() for x in s)) for s in segments]
+    torch.manual_seed(0)
+    objective, agents.step = LearnedObjective(units=4, features=3, advantages=True).double(), stepping()
+
+    score = improvement(objective, agents, segments)
+    w = {name: x.detach().requires_grad_() for name, x in agents.w.items()}
+    slope = torch.autograd.grad(learned(objective, agents, w, segments[0]).sum(), list(w.values()))
+    length = torch.stack([g.square().flatten(1).sum(1) for g in slope]).sum(0).sqrt()
+    moved = {}
+    for (name, x), g in zip(w.items(), slope, strict=True):
+        g = g / length.view(-1, *[1] * (g.dim() - 1))
+        moments = (agents.moments[f"{order}_w"][name] for order in ("first", "second"))
+        moved[name] = x.detach() - agents.learning_rates[0] * agents.step(g, *moments, agents.policy_steps())[0]
+    both = segments[0].join(segments[1])
+    s = both.observation[..., :-1, :]
+    expected = (agents.opinion(s, agents.policy(moved, s)) * both.mask).mean((-2, -1))
+    torch.testing.assert_close(score, expected, rtol=1e-6, atol=1e-9)
+
+    for weight in (agents.step.network[0].weight, next(p for p in objective.parameters() if p.dim() == 2)):
+        (found,) = torch.autograd.grad(improvement(objective, agents, segments).sum(), weight)
+        place, h = int(found.abs().argmax()), 1e-6
+        ends = []
+        for sign in (1, -1):
+            weight.data.view(-1)[place] += sign * h
+            ends.append(improvement(objective, agents, segments).sum().item())
+            weight.data.view(-1)[place] -= sign * h
+        assert (ends[0] - ends[1]) / (2 * h) == pytest.approx(found.view(-1)[place].item(), rel=1e-4)
+
+
+def test_it_is_trained_with_the_objective_moves_the_agents_and_lies_in_checkpoints(tmp_path):
+    model = learner(score="improvement", step=small())
+    before = weights(model.step)
+    trainer = trained(model, tmp_path, 5)
+    assert not torch.equal(weights(model.step), before)
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    with_adam = learner(score="improvement")
+    trained(with_adam, tmp_path, 5)
+    assert any(not torch.equal(x, with_adam.population.w[name]) for name, x in model.population.w.items())
+    whole = learner(score="improvement", step=small())
+    trained(whole, tmp_path, 8)
+    again = learner(score="improvement", step=small())
+    trained(again, tmp_path, 8, resume=tmp_path / "model.ckpt")
+    assert torch.equal(weights(again), weights(whole))
+
+
+def test_rivals_keep_adam():
+    model = learner(score="improvement", step=stepping().float())
+    batch = next(iter(ControlTasks(test_agents=2, batch_size=2).test_dataloader()["test"]))
+    assert model.live(batch, "critic")[0].step is None
+    assert model.live(batch)[0].step is model.step
+
+
+@pytest.mark.parametrize("score", ["agreement", "action_agreement"])
+def test_scores_that_see_no_step_are_refused(score):
+    with pytest.raises(ValueError, match=f"from the score 'improvement' alone, got '{score}'"):
+        learner(score=score, step=LearnedStep())
+    with pytest.raises(ValueError, match="`hidden_size` must be at least 1, got 0"):
+        LearnedStep(0)
