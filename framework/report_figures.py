@@ -69,10 +69,21 @@ def curve_pictures(runs: Sequence[RunResults]) -> Iterator[Picture]:
     for key, name, caption in (
         ("train/loss", "train_loss", "Training loss; pale: as logged, bold: mean of neighbouring points."),
         (
+            "train/cloning",
+            "cloning",
+            "Deviation from what is cloned; pale: as logged, bold: mean of neighbouring points.",
+        ),
+        (
             "train/agreement",
             "agreement",
             "Agreement of the learned objective with the critics; bold: mean of neighbours.",
         ),
+        (
+            "train/action_agreement",
+            "action_agreement",
+            "Agreement of the learned objective with the critics, of actions; bold: mean of neighbours.",
+        ),
+        ("train/improvement", "improvement", "What the critics think after a learned step; bold: mean of neighbours."),
         ("val/sequence_accuracy", "val_accuracy", "Validation accuracy, in distribution."),
         ("val/return", "val_return", "Mean return of the validation episodes, in distribution."),
         ("val_unseen/return", "val_unseen_return", "Mean return of the validation episodes in unseen worlds."),
@@ -224,7 +235,7 @@ def learning_curve(curves: dict[str, Curve], key: str) -> Figure:
     from matplotlib.ticker import LogLocator, NullLocator
 
     figure, axes = empty_figure(3.0)
-    loss, accuracy = key.endswith("loss"), key.endswith("accuracy")
+    loss, accuracy = key.endswith(("loss", "cloning")), key.endswith("accuracy")
     for (label, points), colour in zip(curves.items(), cycle(COLOURS), strict=False):
         steps = [step for step, _ in points]
         values = [100 * value if accuracy else value for _, value in points]
@@ -238,7 +249,8 @@ def learning_curve(curves: dict[str, Curve], key: str) -> Figure:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
-    kind = "validation accuracy (%)" if accuracy else "training loss (nats)" if loss else key.rpartition("/")[2]
+    kinds = {"train/loss": "training loss (nats)", "train/cloning": "mean square of the deviation"}
+    kind = "validation accuracy (%)" if accuracy else kinds.get(key, key.rpartition("/")[2])
     axes.set(xlabel="step", ylabel=kind)
     _count_steps(axes)
     if len(curves) > 1:
