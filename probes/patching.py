@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from algornn.probes.batches import field_of, size_of
+from algornn.probes.batches import field_of, size_of, take
 from algornn.probes.controls import bootstrap, finite
 from algornn.probes.predictions import Answers, Field
 from algornn.probes.probe import Probe
@@ -97,7 +97,11 @@ class ActivationPatchingProbe(Probe):
     def _all_sites(self, subject: Subject) -> list[str]:
         """Every site but the model's own output, which always has the effect 1."""
         batch = subject.loader[0]
-        found = tensor_sites(subject.model, lambda: subject.forward(batch), size_of(batch))
+        size = size_of(batch)
+        runs = [(lambda: subject.forward(batch), size)]
+        if size > 1:
+            runs.append((lambda: subject.forward(take(batch, slice(size - 1))), size - 1))
+        found = tensor_sites(subject.model, *runs)
         return [site for site in found if Site.parse(site).path] or found
 
     def _batch(

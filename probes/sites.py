@@ -126,11 +126,21 @@ def replaced(model: nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
         yield
 
 
-def tensor_sites(model: nn.Module, run: Callable[[], Any], size: int) -> list[str]:
-    """Every site of one forward whose output is a floating-point tensor ``[size, ...]``, in the order of the calls.
+def tensor_sites(model: nn.Module, *runs: tuple[Callable[[], Any], int]) -> list[str]:
+    """Every site of a forward whose output is a floating-point tensor ``[B, ...]``, in the order of the calls.
 
     Modules that are called several times give one site per call. Module outputs only: inputs are outputs of others.
+
+    Args:
+        model: the model.
+        runs: forwards and the sizes B of their batches. Two sizes tell a batch from a dimension that happens to have
+            its size, such as the layers of a recurrent state.
     """
+    found = [_batch_sites(model, run, size) for run, size in runs]
+    return [site for site in found[0] if all(site in other for other in found[1:])]
+
+
+def _batch_sites(model: nn.Module, run: Callable[[], Any], size: int) -> list[str]:
     found: list[str] = []
     counts: dict[str, int] = {}
 

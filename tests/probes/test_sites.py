@@ -164,9 +164,11 @@ def test_negative_calls_cannot_be_replaced(net):
 
 
 def test_tensor_sites_lists_every_call_and_slot(net, x):
-    found = tensor_sites(net, lambda: net(x), len(x))
+    found = tensor_sites(net, (lambda: net(x), len(x)))
     assert found[:2] == ["embedding", "lstm[0]"]
     assert "lstm[1][0]" in found  # two layers, two examples: the first dimension cannot tell
+    told = tensor_sites(net, (lambda: net(x), len(x)), (lambda: net(x[:1]), 1))
+    assert told == [site for site in found if not site.startswith("lstm[1]")]
     assert [s for s in found if s.startswith("cell")] == [f"cell@{t}" for t in range(4)]
     assert {"head.linear", "head[0]", "head[1][twice]"} <= set(found)
     activations(net, found, lambda: net(x))
