@@ -197,14 +197,20 @@ class FewShotImages(SplitDataModule):
 
     def _classes(self, stage: str) -> list[Path]:
         """The folders of the classes of a stage."""
-        name = self.source.folders[stage]
+        names = tuple(dict.fromkeys(self.source.folders.values()))
         looked = search_dirs(self.split, self.data_dir)
-        root = next((folder / name for folder in looked if (folder / name).is_dir()), None)
+        root = next((folder for folder in looked if all((folder / name).is_dir() for name in names)), None)
         if root is None:
             raise FileNotFoundError(
-                f"There is no folder {name} of {self.split} in {', '.join(map(str, looked))}: {self.source.origin}."
+                f"The folders {', '.join(names)} of {self.split} are not in {', '.join(map(str, looked))}: "
+                f"{self.source.origin}."
             )
-        found = sorted(path for path in root.glob("/".join("*" * self.source.depth)) if path.is_dir())
+        pattern = "/".join("*" * self.source.depth)
+        classes = {name: [path for path in sorted((root / name).glob(pattern)) if path.is_dir()] for name in names}
+        relative = [str(path.relative_to(root / name)) for name, paths in classes.items() for path in paths]
+        if twice := sorted({name for name in relative if relative.count(name) > 1}):
+            raise ValueError(f"Class {twice[0]} is in two of the folders of {root}, whose classes must be apart.")
+        found = classes[self.source.folders[stage]]
         if self.split == "omniglot" and stage != "test":
             order = generator(self.benchmark, "val", self.seed).permutation(len(found))
             held_out = set(order[: min(_VALIDATION, len(found) // 2)].tolist())
@@ -228,7 +234,13 @@ class FewShotImages(SplitDataModule):
                         small = image.convert(self.source.mode).resize(
                             (self.size, self.size), Image.Resampling.BILINEAR
                         )
-                except (UnidentifiedImageError, OSError) as error:
+                except (
+                    UnidentifiedImageError,
+                    OSError,
+                    SyntaxError,
+                    ValueError,
+                    Image.DecompressionBombError,
+                ) as error:
                     raise ValueError(f"{path} is damaged: expected an image ({error}); fetch it again.") from error
                 pixels = np.asarray(small).reshape(self.size, self.size, -1)
                 yield 255 - pixels if self.split == "omniglot" else pixels

@@ -50,6 +50,7 @@ class AttentionDecomposition(nn.Module):
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
+        check_sizes(input_size=input_size, context_size=context_size, parts=min(parts, default=0))
         check_sizes(slot_size=slot_size, feedforward_size=feedforward_size, iterations=iterations)
         self.slot_size, self.iterations = slot_size, iterations
         self.initial = nn.ModuleList([nn.Linear(context_size, slots * slot_size) for slots in parts])

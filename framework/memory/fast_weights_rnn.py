@@ -46,8 +46,8 @@ class FastWeightsRNN(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(input_size=input_size, hidden_size=hidden_size)
-        if inner_steps < 0:
-            raise ValueError(f"`inner_steps` must be 0 (no fast weights) or more, got {inner_steps}.")
+        if inner_steps < 0 or int(inner_steps) != inner_steps:
+            raise ValueError(f"`inner_steps` must be a whole number, 0 (no fast weights) or more, got {inner_steps}.")
         self.hidden_size, self.inner_steps, self.decay, self.rate = hidden_size, inner_steps, decay, rate
         self.input = nn.Linear(input_size, hidden_size)
         with torch.no_grad():

@@ -169,7 +169,7 @@ class Agents:
             for name, g in (each if self.quirks else unit(each)).items():
                 step[name] += _over(share, g) * g
         if self.quirks:
-            step = unit(step, shortest=1.0)
+            step = unit(step, self.shortest)
         count = self.policy_steps()
         before, moved = self.w, self._stepped(step, count) if self.step else self._adam("w", step, count)
         moving = self.age >= self.random * self.every
@@ -177,6 +177,11 @@ class Agents:
         for order in ("first", "second"):
             for x in self.moments[f"{order}_w"].values():
                 x.mul_(_over(moving, x))
+
+    @property
+    def shortest(self) -> float:
+        """The length up to which the gradient of a policy is not brought to length 1: 1.0 with quirks, else 0.0."""
+        return 1.0 if self.quirks else 0.0
 
     def policy_steps(self) -> Tensor:
         """Which step of every agent's policy comes next, ``[N]`` from 1 on."""

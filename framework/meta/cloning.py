@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
@@ -32,8 +33,8 @@ class BackpropagationCloning(InContextLearner):
     and 0 by all other messages, :math:`\gamma` being the network's `gain`. So the cells of a network, which then only
     run forward, do what stochastic gradient descent does to units :math:`z_b = \gamma\, \mathrm{mean}_a w_{ab}
     \tanh z_a`: with A inputs and B outputs, a layer's rate in it is :math:`\eta A / \gamma` times A / B for every
-    layer above. The loss is the mean square of the messages' deviations over :math:`\gamma`; the errors of a
-    cell are correlated with its inputs, as they are where there is something to learn.
+    layer above. The loss is the mean square of the messages' deviations over :math:`\gamma`, summed over both messages;
+    the errors of a cell are correlated with its inputs, as they are where there is something to learn.
 
     From then on it is trained as an `InContextLearner` with a tenth of the learning rate, and the rule leaves
     backpropagation behind. Scores are an `InContextLearner`'s from the start.
@@ -67,9 +68,9 @@ class BackpropagationCloning(InContextLearner):
         if len(model.sizes) > 2 and not model.backward_pass:
             raise ValueError("`model` has hidden layers, which backpropagation reaches only with `backward_pass`.")
         for name, number in {"cells": cells, "examples": examples}.items():
-            if number < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {number}.")
-        if cloning_steps < 0 or not rate > 0:
+            if number < 1 or int(number) != number:
+                raise ValueError(f"`{name}` must be a whole number of at least 1, got {number}.")
+        if cloning_steps < 0 or not 0 < rate < math.inf:
             raise ValueError(f"`cloning_steps` must be at least 0 and `rate` above 0, got {cloning_steps} and {rate}.")
         self.cloning_steps, self.rate, self.cells, self.examples = cloning_steps, rate, cells, examples
         model.backward_out.requires_grad_(True)  # a rule for deeper networks, too
@@ -79,8 +80,9 @@ class BackpropagationCloning(InContextLearner):
         if self.global_step >= self.cloning_steps:
             idle = sum(p.sum() for p in cast(VSML, self.model).backward_out.parameters())  # without hidden layers
             return super().training_step(batch, batch_idx) + 0 * idle
-        seed = self.global_step * self.trainer.world_size + self.global_rank
-        loss = self.deviation(torch.Generator().manual_seed(seed))
+        batch_number = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        number = batch_number * self.trainer.world_size + self.global_rank
+        loss = self.deviation(torch.Generator().manual_seed(hash((torch.initial_seed(), number))))
         self.log("train/cloning", loss, prog_bar=True, sync_dist=True)
         return loss
 
@@ -115,5 +117,5 @@ class BackpropagationCloning(InContextLearner):
         return total / self.examples
 
     def _learning_rate_factor(self, step: int) -> float:
-        gone = min(1.0, step / max(self.cloning_steps, 1))
+        gone = min(1.0, step / self.cloning_steps) if self.cloning_steps else 1.0
         return (1 - (1 - _AFTER) * gone) * super()._learning_rate_factor(step)

@@ -36,8 +36,8 @@ class LearnedStep(nn.Module):
 
     def __init__(self, hidden_size: int = 16) -> None:
         super().__init__()
-        if hidden_size < 1:
-            raise ValueError(f"`hidden_size` must be at least 1, got {hidden_size}.")
+        if not isinstance(hidden_size, int) or hidden_size < 1:
+            raise ValueError(f"`hidden_size` must be a whole number of at least 1, got {hidden_size!r}.")
         last = nn.Linear(hidden_size, 2)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)

@@ -165,7 +165,10 @@ class MetaGenRL(Learner):
     def _scores(self, agents: Agents) -> Tensor:
         """What the objective is trained for, ``[N]``."""
         if self.score == "improvement":
-            return improvement(self.model, agents, (agents.draw(3), agents.draw(4)))
+            found = improvement(self.model, agents, (agents.draw(3), agents.draw(4)))
+            # An optimiser's first step is the sign of the gradient, which has no derivative.
+            known = agents.policy_steps() > 1
+            return found if self.step is None else torch.where(known, found, found.detach())
         number = uniform(agents.seed, agents.time, _FLIP, (1, 1, agents.action_size))
         flip = torch.where(number < 0.5, -1.0, 1.0)
         return agreement(self.model, agents, agents.draw(3), flip, self.score == "agreement")

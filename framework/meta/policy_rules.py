@@ -145,8 +145,8 @@ def improvement(objective: nn.Module, agents: Agents, batches: Sequence[Segments
         J(a) = \mathrm{mean}_{B_1 \cup \ldots \cup B_K}\, Q(s, \mu_{w_{K - 1}}(s))
 
     with one step per batch but the last, on which J is measured too. Differentiable in the objective's weights a.
-    Agents with a learned `step` take that, of gradients of length 1 and at their own rate, and J is differentiable in
-    its weights, too.
+    Agents with a learned `step` take that, of gradients that are scaled as theirs are and at their own rate, and J is
+    differentiable in its weights, too.
 
     Args:
         objective: the learned objective.
@@ -161,10 +161,11 @@ def improvement(objective: nn.Module, agents: Agents, batches: Sequence[Segments
     w = {name: x.detach().requires_grad_() for name, x in agents.w.items()}
     first, second, count = dict(agents.moments["first_w"]), dict(agents.moments["second_w"]), agents.policy_steps()
     for k, segments in enumerate(batches[:-1]):
-        total = learned(objective, agents, w, segments).sum()
+        losses = learned(objective, agents, w, segments)
+        total = losses.sum() if agents.step is None else losses.mean((1, 2)).sum()
         slope = dict(zip(w, torch.autograd.grad(total, list(w.values()), create_graph=True), strict=True))
         if agents.step is not None:
-            rate, slope = agents.learning_rates[0], unit(slope)
+            rate, slope = agents.learning_rates[0], unit(slope, agents.shortest)
             for name, g in slope.items():
                 slope[name], first[name], second[name] = agents.step(g, first[name], second[name], count + k)
         w = {name: x - rate * slope[name] for name, x in w.items()}

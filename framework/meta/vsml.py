@@ -54,7 +54,7 @@ class VSML(nn.Module):
         input_size: numbers of an input.
         output_size: number of classes.
         hidden_sizes: units of the layers between.
-        state_size: S.
+        state_size: S, at least 2.
         message_size: M, at least 2.
         seed: of the first states.
         gate_bias: added to the forget gates and taken from the input gates: the larger, the slower states change at
@@ -89,6 +89,8 @@ class VSML(nn.Module):
             raise ValueError(f"Every layer of VSML needs at least one unit, got sizes {self.sizes}.")
         if message_size < 2:
             raise ValueError(f"`message_size` must be at least 2, for the error and the class, got {message_size}.")
+        if state_size < 2:
+            raise ValueError(f"`state_size` must be at least 2, half of it random at first, got {state_size}.")
         if not gain > 0:
             raise ValueError(f"`gain` must be above 0, got {gain}.")
         self.state_size, self.message_size, self.seed = state_size, message_size, seed
@@ -114,6 +116,10 @@ class VSML(nn.Module):
         Returns:
             Logits ``[B, T, C]``, those of example t from inputs 1 to t and classes 1 to t - 1.
         """
+        if x.dim() != 3 or x.shape[2] != self.sizes[0]:
+            raise ValueError(f"`x` must have the shape [B, T, D={self.sizes[0]}], got {list(x.shape)}.")
+        if not x.shape[1]:
+            return x.new_zeros(len(x), 0, self.sizes[-1])
         cells = self.first_cells(x)
         messages = Messages([], [x.new_zeros(len(x), size, self.message_size) for size in self.sizes[1:]])
         logits = []

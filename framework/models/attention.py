@@ -52,7 +52,7 @@ class MultiHeadAttention(nn.Module):
         Returns:
             Outputs ``[B, T, D]``.
         """
-        x = clear_masked(x, mask)
+        x = clear_masked(x, mask, self.query.in_features)
         return keep_valid(self.read(x, *self.keys_values(x), mask, causal), mask)
 
     @torch.no_grad()

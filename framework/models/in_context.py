@@ -53,7 +53,11 @@ class InContextNetwork(nn.Module):
         super().__init__()
         check_factory("layer", layer)
         check_factory("encoder", encoder)
+        check_sizes(input_size=input_size, output_size=output_size, embedding_size=embedding_size)
         self.encoder = nn.Identity() if encoder is None else encoder(input_size)
+        if encoder is not None and isinstance(self.encoder(torch.zeros(2, 1, input_size)), tuple):
+            kind = type(self.encoder).__name__
+            raise TypeError(f"`encoder` must give a tensor of features, {kind} gives a tuple: it may be a `layer`.")
         features = input_size if encoder is None else output_width(self.encoder, input_size)
         self.embedding = nn.Linear(features + output_size, embedding_size)
         self.layer = layer(embedding_size)
@@ -91,11 +95,15 @@ class ConvEncoder(nn.Module):
     """Features of images by convolutions ("Conv-4"): in every block a 3 x 3 one, BatchNorm, max pooling by 2, ReLU.
 
     Args:
-        input_size: numbers of an image, C x S x S in one row; C is what S leaves.
+        input_size: numbers of an image, C x S x S in one row; C is 1 or 3.
         image_size: S.
         channels: of every block.
         blocks: number of blocks; each halves S, rounding down.
         dropout: probability, in every block before the ReLU.
+
+    In training BatchNorm normalises by all images of the batch, later ones of the same stream among them, as published;
+    labels do not pass through it. Its running statistics are every process's own: on several GPUs set
+    ``sync_batchnorm: true`` of the trainer.
 
     Source: Vinyals et al. (2016), "Matching Networks for One Shot Learning"; with dropout as released with Irie et al.
     (2022): 64 channels for Omniglot, 32 for Mini-ImageNet.
@@ -108,10 +116,10 @@ class ConvEncoder(nn.Module):
         check_sizes(input_size=input_size, image_size=image_size, channels=channels, blocks=blocks)
         check_probabilities(dropout=dropout)
         left = image_size // 2**blocks
-        if input_size % image_size**2 or not left:
+        if input_size not in (image_size**2, 3 * image_size**2) or not left:
             raise ValueError(
-                f"`image_size` {image_size} must be the width of images of {input_size} numbers, and at least "
-                f"{2**blocks} for {blocks} blocks."
+                f"`image_size` {image_size} must be the width of grey or coloured images of {input_size} numbers, and "
+                f"at least {2**blocks} for {blocks} blocks."
             )
         self.shape = (input_size // image_size**2, image_size, image_size)
         widths = pairwise((self.shape[0], *[channels] * blocks))

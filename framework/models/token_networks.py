@@ -42,13 +42,11 @@ class FastWeightBlocks(nn.Module):
     ) -> None:
         super().__init__()
         check_factory("memory", memory)
-        check_sizes(input_size=input_size, blocks=blocks)
+        feedforward_size = 4 * input_size if feedforward_size is None else feedforward_size
+        check_sizes(input_size=input_size, blocks=blocks, feedforward_size=feedforward_size)
         self.input_size = input_size
         self.blocks = nn.ModuleList(
-            [
-                _Block(input_size, (memory or DeltaNet)(input_size), feedforward_size or 4 * input_size, dropout)
-                for _ in range(blocks)
-            ]
+            [_Block(input_size, (memory or DeltaNet)(input_size), feedforward_size, dropout) for _ in range(blocks)]
         )
 
     def forward(

@@ -5,16 +5,16 @@ import pytest
 import torch
 from PIL import Image
 
-from algornn import InContextLearner, InContextNetwork, LinearTransformer, cli
+from algornn import LSTM, InContextLearner, InContextNetwork, LinearTransformer, cli
 from algornn.datamodules import FewShotImages
 from algornn.models import ConvEncoder
 
 SIZE = 16
 
 
-def paint(folder, classes, images, mode="L"):
+def paint(folder, classes, images, mode="L", first=0):
     """Every image of a class shows its number: column `c` of the image is dark, by the image's own shade."""
-    for c in range(classes):
+    for c in range(first, first + classes):
         place = folder / f"class{c:02}"
         place.mkdir(parents=True)
         for n in range(images):
@@ -25,16 +25,16 @@ def paint(folder, classes, images, mode="L"):
 
 @pytest.fixture
 def omniglot(tmp_path):
-    for name, alphabets in (("images_background", 2), ("images_evaluation", 1)):
-        for alphabet in range(alphabets):
+    for name, alphabets in (("images_background", (0, 1)), ("images_evaluation", (2,))):
+        for alphabet in alphabets:
             paint(tmp_path / name / f"alphabet{alphabet}", 5, 4)
     return tmp_path
 
 
 @pytest.fixture
 def mini_imagenet(tmp_path):
-    for name, classes in (("train", 6), ("val", 5), ("test", 5)):
-        paint(tmp_path / name, classes, 6, "RGB")
+    for number, name in enumerate(("train", "val", "test")):
+        paint(tmp_path / name, 5, 6, "RGB", first=5 * number)
     return tmp_path
 
 
@@ -126,7 +126,9 @@ def test_the_recipe_runs(omniglot, tmp_path):
 
 
 def test_what_is_missing_or_damaged_is_named(omniglot, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no folder train of mini_imagenet in .*: sort the images"):
+    with pytest.raises(
+        FileNotFoundError, match=r"folders train, val, test of mini_imagenet are not in .*: sort the images"
+    ):
         data_of(omniglot, "mini_imagenet").dataset("train")
     with pytest.raises(ValueError, match="omniglot test has 5 classes, `ways` asks for 6"):
         data_of(omniglot, ways=6).dataset("test")
@@ -135,10 +137,25 @@ def test_what_is_missing_or_damaged_is_named(omniglot, tmp_path):
     for name in ("ways", "shots", "image_size"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, not 0"):
             data_of(omniglot, **{name: 0})
-    (omniglot / "images_evaluation" / "alphabet0" / "class00" / "00.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"00\.png is damaged: expected an image"):
-        data_of(omniglot).dataset("test")
-    with pytest.raises(ValueError, match="`image_size` 28 must be the width of images of 100 numbers"):
-        ConvEncoder(100)
+    file = omniglot / "images_evaluation" / "alphabet2" / "class00" / "00.png"
+    whole = file.read_bytes()
+    for damaged in (b"no image", whole[:11] + b"\0" + whole[12:], whole[:45]):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"00\.png is damaged: expected an image"):
+            data_of(omniglot).dataset("test")
+    for wrong in (100, 84 * 84, 3 * 84 * 84):
+        with pytest.raises(ValueError, match=f"`image_size` 28 must be the width of .* images of {wrong} numbers"):
+            ConvEncoder(wrong)
+    with pytest.raises(TypeError, match="LSTM gives a tuple: it may be a `layer`"):
+        InContextNetwork(4, 2, LinearTransformer, 8, encoder=LSTM)
+
+
+def test_classes_of_two_folders_are_refused(mini_imagenet):
+    paint(mini_imagenet / "val", 1, 6, "RGB", first=0)
+    with pytest.raises(ValueError, match="is in two of the folders"):
+        data_of(mini_imagenet, "mini_imagenet").dataset("train")
+
+
+def test_images_too_small_for_the_blocks_are_refused():
     with pytest.raises(ValueError, match="at least 16 for 4 blocks"):
         ConvEncoder(64, image_size=8)

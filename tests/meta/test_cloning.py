@@ -121,16 +121,28 @@ def test_the_rate_falls_to_a_tenth_while_cells_are_cloned():
     [
         (lambda: cloning(InContextNetwork(4, 3, LinearTransformer, 8)), TypeError, "must be a VSML"),
         (lambda: cloning(VSML(4, 3, (5,))), ValueError, "only with `backward_pass`"),
-        (lambda: cloning(VSML(4, 3), cells=0), ValueError, "`cells` must be at least 1, got 0"),
-        (lambda: cloning(VSML(4, 3), examples=0), ValueError, "`examples` must be at least 1"),
+        (lambda: cloning(VSML(4, 3), cells=0), ValueError, "`cells` must be a whole number of at least 1, got 0"),
+        (lambda: cloning(VSML(4, 3), examples=0), ValueError, "`examples` must be a whole number"),
         (lambda: cloning(VSML(4, 3), cloning_steps=-1), ValueError, "`cloning_steps` must be at least 0"),
+        (lambda: cloning(VSML(4, 3), cells=2.5), ValueError, "`cells` must be a whole number of at least 1, got 2.5"),
         (lambda: cloning(VSML(4, 3), rate=0.0), ValueError, "`rate` above 0"),
+        (lambda: cloning(VSML(4, 3), rate=float("inf")), ValueError, "`rate` above 0"),
+        (lambda: VSML(4, 3, state_size=1), ValueError, "`state_size` must be at least 2"),
+        (lambda: VSML(1, 3)(torch.zeros(2, 3, 4), None), ValueError, r"`x` must have the shape \[B, T, D=1\], got"),
         (lambda: VSML(4, 3, gain=0.0), ValueError, "`gain` must be above 0"),
     ],
 )
 def test_mistakes(make, error, said):
     with pytest.raises(error, match=said):
         make()
+
+
+def test_no_examples_give_no_scores():
+    assert VSML(4, 3)(torch.zeros(2, 0, 4), torch.zeros(2, 0, dtype=torch.int64)).shape == (2, 0, 3)
+
+
+def test_without_cloning_the_rate_is_a_tenth_from_the_start():
+    assert cloning(VSML(4, 3), cloning_steps=0)._learning_rate_factor(0) == pytest.approx(0.1)
 
 
 def test_the_losses_are_those_of_an_in_context_learner():

@@ -7,7 +7,7 @@ import torch
 from test_metagenrl import SMALL, WORLDS, learner, trained, weights
 
 from algornn.datamodules import ControlTasks
-from algornn.meta import LearnedObjective, LearnedStep, improvement
+from algornn.meta import Agents, LearnedObjective, LearnedStep, OriginalAgents, improvement
 from algornn.meta.policy_rules import critics_own, learned
 
 
@@ -63,21 +63,23 @@ def test_the_improvement_after_learned_steps_is_that_of_a_loop_and_has_its_deriv
     for name in ("w", "u"):
         setattr(agents, name, {key: x.double() for key, x in getattr(agents, name).items()})
     agents.moments = {key: {n: x.double() for n, x in m.items()} for key, m in agents.moments.items()}
-    segments = [agents.draw(k) for k in (3, 4)]
+    segments = [agents.draw(k) for k in (3, 4, 5)]
     segments = [type(s)(*(x.double() for x in s)) for s in segments]
     torch.manual_seed(0)
     objective, agents.step = LearnedObjective(units=4, features=3, advantages=True).double(), stepping()
 
     score = improvement(objective, agents, segments)
     w = {name: x.detach().requires_grad_() for name, x in agents.w.items()}
-    slope = torch.autograd.grad(learned(objective, agents, w, segments[0]).sum(), list(w.values()))
-    length = torch.stack([g.square().flatten(1).sum(1) for g in slope]).sum(0).sqrt()
-    moved = {}
-    for (name, x), g in zip(w.items(), slope, strict=True):
-        g = g / length.view(-1, *[1] * (g.dim() - 1))
-        moments = (agents.moments[f"{order}_w"][name] for order in ("first", "second"))
-        moved[name] = x.detach() - agents.learning_rates[0] * agents.step(g, *moments, agents.policy_steps())[0]
-    both = segments[0].join(segments[1])
+    moments = {name: [agents.moments[f"{order}_w"][name] for order in ("first", "second")] for name in w}
+    for k in range(2):
+        losses = learned(objective, agents, w, segments[k])
+        slope = torch.autograd.grad(losses.mean((1, 2)).sum(), list(w.values()))
+        length = torch.stack([g.square().flatten(1).sum(1) for g in slope]).sum(0).sqrt()
+        for name, g in zip(w, slope, strict=True):
+            g = g / length.view(-1, *[1] * (g.dim() - 1))
+            step, *moments[name] = agents.step(g, *moments[name], agents.policy_steps() + k)
+            w[name] = (w[name] - agents.learning_rates[0] * step).detach().requires_grad_()
+    moved, both = w, segments[0].join(segments[1]).join(segments[2])
     s = both.observation[..., :-1, :]
     expected = (agents.opinion(s, agents.policy(moved, s)) * both.mask).mean((-2, -1))
     torch.testing.assert_close(score, expected, rtol=1e-6, atol=1e-9)
@@ -99,14 +101,54 @@ def test_it_is_trained_with_the_objective_moves_the_agents_and_lies_in_checkpoin
     trainer = trained(model, tmp_path, 5)
     assert not torch.equal(weights(model.step), before)
     trainer.save_checkpoint(tmp_path / "model.ckpt")
-    with_adam = learner(score="improvement")
-    trained(with_adam, tmp_path, 5)
-    assert any(not torch.equal(x, with_adam.population.w[name]) for name, x in model.population.w.items())
     whole = learner(score="improvement", step=small())
     trained(whole, tmp_path, 8)
     again = learner(score="improvement", step=small())
     trained(again, tmp_path, 8, resume=tmp_path / "model.ckpt")
     assert torch.equal(weights(again), weights(whole))
+
+
+@pytest.mark.parametrize("kind", [Agents, OriginalAgents])
+def test_agents_go_the_steps_that_it_gives_at_their_rate(kind):
+    agents = kind([WORLDS["pendulum"]] * 2, torch.tensor([3, 4]), hidden_sizes=(8,), segments=(4, 5), random=0)
+    agents.step = stepping().float()
+    rule = partial(critics_own, agents)
+    for time in range(3):
+        agents.update((rule, 1.0))
+        w = {name: x.clone().requires_grad_() for name, x in agents.w.items()}
+        segments = agents.draw(2)
+        slope = torch.autograd.grad(0.01 * rule(w, segments).sum(), list(w.values()))
+        length = torch.stack([g.square().flatten(1).sum(1) for g in slope]).sum(0).sqrt()
+        length = length.clamp(min=1) if kind is OriginalAgents else length
+        expected = {}
+        for (name, x), g in zip(w.items(), slope, strict=True):
+            g = g / length.view(-1, *[1] * (g.dim() - 1))
+            moments = (agents.moments[f"{order}_w"][name] for order in ("first", "second"))
+            expected[name] = x.detach() - agents.learning_rates[0] * agents.step(g, *moments, agents.policy_steps())[0]
+            assert agents.policy_steps().tolist() == [time + 2] * 2
+        agents._move([(lambda w, segments: 0.01 * rule(w, segments), 1.0)], segments)
+        for name, x in agents.w.items():
+            torch.testing.assert_close(x, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_agents_that_have_not_moved_yet_teach_nothing():
+    """A first step is the sign of the gradient: its derivative is rounding, or nothing."""
+    model = learner(score="improvement", step=small())
+    agents = SMALL([WORLDS["pendulum"]] * 2, torch.tensor([3, 4]))
+    for _ in range(4):
+        agents.update((partial(critics_own, agents), 1.0))
+    agents.step, agents.age[0] = model.step, 0
+    scores = model._scores(agents)
+    for row, some in ((0, False), (1, True)):
+        slope = torch.autograd.grad(scores[row], list(model.parameters()), retain_graph=True, materialize_grads=True)
+        assert any(g.any() for g in slope) is some
+
+
+def test_two_processes_train_as_one(tmp_path):
+    one, two = (learner(score="improvement", step=small()) for _ in range(2))
+    trained(one, tmp_path, 5)
+    trained(two, tmp_path, 5, world=2)
+    torch.testing.assert_close(weights(two), weights(one), rtol=1e-5, atol=1e-5)
 
 
 def test_rivals_keep_adam():
@@ -120,5 +162,5 @@ def test_rivals_keep_adam():
 def test_scores_that_see_no_step_are_refused(score):
     with pytest.raises(ValueError, match=f"from the score 'improvement' alone, got '{score}'"):
         learner(score=score, step=LearnedStep())
-    with pytest.raises(ValueError, match="`hidden_size` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`hidden_size` must be a whole number of at least 1, got 0"):
         LearnedStep(0)
