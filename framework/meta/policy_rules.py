@@ -159,7 +159,8 @@ def improvement(objective: nn.Module, agents: Agents, batches: Sequence[Segments
     if len(batches) < 2:
         raise ValueError(f"`batches` needs one for every step and one more, expected at least 2, got {len(batches)}.")
     w = {name: x.detach().requires_grad_() for name, x in agents.w.items()}
-    first, second, count = dict(agents.moments["first_w"]), dict(agents.moments["second_w"]), agents.policy_steps()
+    if agents.step is not None:
+        first, second, count = dict(agents.moments["first_w"]), dict(agents.moments["second_w"]), agents.policy_steps()
     for k, segments in enumerate(batches[:-1]):
         losses = learned(objective, agents, w, segments)
         total = losses.sum() if agents.step is None else losses.mean((1, 2)).sum()

@@ -11,6 +11,8 @@ from algornn.meta.policy_rules import learned
 class Alone:
     """One agent without a stack, in float64."""
 
+    step = None
+
     def __init__(self, observed=3, D=2, seed=0):
         torch.manual_seed(seed)
         self.net = nn.Sequential(nn.Linear(observed, 6), nn.Tanh(), nn.Linear(6, D), nn.Tanh()).double()
