@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny_runs import TINY, curve
+from tiny_runs import TINY, curve, image_folders
 
 import algornn
 from algornn import cli, recipes
@@ -338,6 +338,9 @@ def test_every_recipe_trains_a_step(name, tmp_path, monkeypatch, capsys):
     with_files = {"babi": "babi", "scan_simple": "scan", "cogs": "cogs", "pcfg": "pcfgset"}
     for benchmark in (with_files[part] for part in with_files if part in name):
         monkeypatch.setenv("ALGORNN_DATA", str(data_folder(benchmark)))
+    if name.startswith(("omniglot", "mini_imagenet")):
+        image_folders(tmp_path)
+        monkeypatch.setenv("ALGORNN_DATA", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("the cat sat on the mat and the dog lay by the fire\n" * 900)
     small = ["--trainer.fast_dev_run", "1", "--trainer.accelerator", "cpu", "--data.init_args.batch_size", "2"]

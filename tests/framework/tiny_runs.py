@@ -52,3 +52,17 @@ def curve(run: Path, key: str) -> dict[int, float]:
             if row.get(key):
                 points[int(row["step"])] = float(row[key])
     return points
+
+
+def image_folders(root: Path) -> None:
+    """Paint Omniglot and Mini-ImageNet of ten classes in every folder, two grey images each, below `root`."""
+    from PIL import Image
+
+    names = ["omniglot/images_background/a", "omniglot/images_evaluation/b"]
+    names += [f"mini_imagenet/{stage}" for stage in ("train", "val", "test")]
+    for number, name in enumerate(names):
+        for c in range(10):
+            folder = root / name / f"class{10 * number + c}"
+            folder.mkdir(parents=True)
+            for n in range(2):
+                Image.new("RGB", (20, 20), (20 * c, 20 * c, 100 * n)).save(folder / f"{n}.png")
