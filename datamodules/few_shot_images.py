@@ -225,7 +225,7 @@ class FewShotImages(SplitDataModule):
         return np.stack(images)
 
     def _read(self, folder: Path) -> Iterator[NDArray[np.uint8]]:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
 
         for path in sorted(folder.iterdir()):
             if path.suffix.lower() in (".png", ".jpg", ".jpeg"):
@@ -234,13 +234,7 @@ class FewShotImages(SplitDataModule):
                         small = image.convert(self.source.mode).resize(
                             (self.size, self.size), Image.Resampling.BILINEAR
                         )
-                except (
-                    UnidentifiedImageError,
-                    OSError,
-                    SyntaxError,
-                    ValueError,
-                    Image.DecompressionBombError,
-                ) as error:
+                except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                     raise ValueError(f"{path} is damaged: expected an image ({error}); fetch it again.") from error
                 pixels = np.asarray(small).reshape(self.size, self.size, -1)
                 yield 255 - pixels if self.split == "omniglot" else pixels

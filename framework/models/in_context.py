@@ -55,10 +55,13 @@ class InContextNetwork(nn.Module):
         check_factory("encoder", encoder)
         check_sizes(input_size=input_size, output_size=output_size, embedding_size=embedding_size)
         self.encoder = nn.Identity() if encoder is None else encoder(input_size)
-        if encoder is not None and isinstance(self.encoder(torch.zeros(2, 1, input_size)), tuple):
+        with torch.no_grad():  # in evaluation, where it leaves no trace
+            seen = self.encoder.eval()(torch.zeros(1, 1, input_size))
+        self.encoder.train()
+        if not isinstance(seen, Tensor):
             kind = type(self.encoder).__name__
-            raise TypeError(f"`encoder` must give a tensor of features, {kind} gives a tuple: it may be a `layer`.")
-        features = input_size if encoder is None else output_width(self.encoder, input_size)
+            raise TypeError(f"`encoder` must give a tensor of features, {kind} gives a {type(seen).__name__}.")
+        features = seen.shape[-1]
         self.embedding = nn.Linear(features + output_size, embedding_size)
         self.layer = layer(embedding_size)
         self.output = nn.Linear(output_width(self.layer, embedding_size), output_size)

@@ -146,7 +146,7 @@ def test_what_is_missing_or_damaged_is_named(omniglot, tmp_path):
     for wrong in (100, 84 * 84, 3 * 84 * 84):
         with pytest.raises(ValueError, match=f"`image_size` 28 must be the width of .* images of {wrong} numbers"):
             ConvEncoder(wrong)
-    with pytest.raises(TypeError, match="LSTM gives a tuple: it may be a `layer`"):
+    with pytest.raises(TypeError, match="LSTM gives a tuple"):
         InContextNetwork(4, 2, LinearTransformer, 8, encoder=LSTM)
 
 
@@ -154,6 +154,13 @@ def test_classes_of_two_folders_are_refused(mini_imagenet):
     paint(mini_imagenet / "val", 1, 6, "RGB", first=0)
     with pytest.raises(ValueError, match="is in two of the folders"):
         data_of(mini_imagenet, "mini_imagenet").dataset("train")
+
+
+def test_a_network_that_is_made_leaves_the_statistics_of_its_encoder_alone():
+    encoder = InContextNetwork(256, 2, LinearTransformer, 8, encoder=lambda size: ConvEncoder(size, 16, 8, 2)).encoder
+    assert encoder.training
+    assert encoder.blocks[0][1].num_batches_tracked == 0
+    assert not encoder.blocks[0][1].running_mean.any()
 
 
 def test_images_too_small_for_the_blocks_are_refused():
