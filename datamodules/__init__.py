@@ -32,6 +32,7 @@ from algornn.datamodules.sequence_pairs import (
 )
 from algornn.datamodules.sequential_listops import SequentialListOps
 from algornn.datamodules.simple_arithmetic import SimpleArithmetic
+from algornn.datamodules.sinusoids import Sinusoids
 from algornn.datamodules.slog import SLOG
 from algornn.datamodules.split_datamodule import (
     Example,
@@ -89,6 +90,7 @@ __all__ = [
     "SequencePairDataModule",
     "SequentialListOps",
     "SimpleArithmetic",
+    "Sinusoids",
     "SplitDataModule",
     "StoryBatch",
     "StoryDataModule",

@@ -26,7 +26,7 @@ class TaskBatch(NamedTuple):
 
     Attributes:
         x: [B, T, D] float32, inputs.
-        y: [B, T] int64, classes.
+        y: [B, T] int64, classes; or float32, numbers that are to be foretold.
         group: [B] int64, index into the data module's `groups`.
         id: [B] int64, index into `examples(stage)`.
     """
@@ -41,7 +41,7 @@ class TaskItem(NamedTuple):
     """One stream: x [T, D], y [T], the group's index, its own index."""
 
     x: NDArray[np.float32]
-    y: NDArray[np.int64]
+    y: NDArray[np.int64] | NDArray[np.float32]
     group: int
     id: int
 

@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 
 from algornn.report_sweeps import sweep_curves, sweep_rows
-from algornn.run_results import RunResults, natural, read_runs
+from algornn.run_results import OTHER_MEASURES, RunResults, natural, read_runs
 
 # A table for the terminal shows this many numbers per probe; the page shows all.
 KEY_SCALARS = 10
@@ -83,13 +83,14 @@ def results(runs: Sequence[RunResults], errors: bool = True) -> Table:
         columns["of published steps"] = [fraction(run.budget) for run in runs]
     for stage, ood in sets:
         found = [run.accuracy(stage) if in_set(run, stage, ood) else None for run in runs]
-        if all(a is None for a in found) and any(run.measure(stage, "return") is not None for run in runs):
+        others = [run.measure(stage, measure) for run, measure in product(runs, OTHER_MEASURES)]
+        if all(a is None for a in found) and any(other is not None for other in others):
             continue
         told = [f" ({percent(1 - a)})" if errors and a is not None else "" for a in found]
         columns[f"{set_name(stage, ood)} %{' (error)' if errors else ''}"] = [
             percent(a) + error for a, error in zip(found, told, strict=True)
         ]
-    for measure, (stage, ood) in product(("perplexity", "return"), sets):
+    for measure, (stage, ood) in product(OTHER_MEASURES, sets):
         measured = [run.measure(stage, measure) if in_set(run, stage, ood) else None for run in runs]
         if any(found is not None for found in measured):
             columns[f"{set_name(stage, ood)} {measure}"] = [number(found) for found in measured]
@@ -260,8 +261,10 @@ def measurements(runs: Sequence[RunResults]) -> str:
         for stage, result in run.stages.items():
             ood = bool(result.get("ood"))
             told = {"mean accuracy over groups": run.accuracy(stage, "groups")}
-            told |= {"accuracy over examples": result.get("sequence_accuracy"), "return": run.measure(stage, "return")}
-            told |= {f"accuracy after {n} examples": a for n, a in run.accuracy_after(stage)}
+            told |= {"accuracy over examples": result.get("sequence_accuracy")}
+            told |= {name.replace("_", " "): run.measure(stage, name) for name in OTHER_MEASURES}
+            for what in ("accuracy", "squared_error"):
+                told |= {f"{what} after {n} examples".replace("_", " "): a for n, a in run.after(stage, what)}
             writer.writerows([*head, stage, ood, "", key, value] for key, value in told.items() if value is not None)
             for quantity, measure in (("accuracy", "sequence_accuracy"), ("return", "return")):
                 found = run.groups(stage, measure)

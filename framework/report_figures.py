@@ -55,9 +55,13 @@ def result_pictures(runs: Sequence[RunResults]) -> Iterator[Picture]:
             "Accuracy in and out of distribution: a point per group, a star for the mean. On the line nothing is lost."
         )
         yield picture("iid_ood", caption, iid_against_ood, scattered)
-    after = {f"{run.label}, {stage}": run.accuracy_after(stage) for run in tested for stage in run.stages}
-    if after := {name: curve for name, curve in after.items() if curve}:
-        yield picture("examples_read", "Accuracy by the number of examples read before.", accuracy_after, after)
+    for measure, name, what in (
+        ("accuracy", "examples_read", "Accuracy"),
+        ("squared_error", "squared_error", "Squared error"),
+    ):
+        after = {f"{run.label}, {stage}": run.after(stage, measure) for run in runs for stage in run.stages}
+        if after := {name: curve for name, curve in after.items() if curve}:
+            yield picture(name, f"{what} by the number of examples read before.", by_examples_read, after, measure)
     for run in tested:
         if any(len(run.groups(stage)) > 1 for stage in run.stages):
             apart = f" Pale: incomplete training data ({', '.join(run.incomplete)})." if run.incomplete else ""
@@ -188,15 +192,20 @@ def _in_and_out(run: RunResults) -> list[tuple[str, str]]:
     return [(inside, stage) for stage, result in run.stages.items() if inside and result.get("ood")]
 
 
-def accuracy_after(curves: dict[str, Curve]) -> Figure:
-    """Draw what is right after n examples of a stream, a curve per run and test set."""
+def by_examples_read(curves: dict[str, Curve], measure: str) -> Figure:
+    """Draw accuracy or squared error after n examples of a stream, a curve per run and test set."""
     figure, axes = empty_figure(2.8 + 0.2 * len(curves))
     for (label, curve), colour in zip(curves.items(), cycle(COLOURS), strict=False):
-        axes.plot([n for n, _ in curve], [100 * a for _, a in curve], "o-", ms=3, color=colour, label=label)
+        scale = 100 if measure == "accuracy" else 1
+        axes.plot([n for n, _ in curve], [scale * a for _, a in curve], "o-", ms=3, color=colour, label=label)
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xticks(ticks := sorted({n for curve in curves.values() for n, _ in curve}), [str(n) for n in ticks])
-    axes.set(xlabel="examples read before", ylabel="accuracy (%)", ylim=(0, 100))
-    axes.minorticks_off()
+    axes.set_xlabel("examples read before")
+    if measure == "accuracy":
+        axes.set(ylabel="accuracy (%)", ylim=(0, 100))
+    else:
+        axes.set(ylabel="mean squared error", yscale="log")
+    axes.xaxis.minorticks_off()
     figure.legend(loc="outside upper center")
     return figure
 

@@ -15,6 +15,11 @@ from typing import Any
 import yaml
 
 Curve = list[tuple[int, float]]  # points (step, value)
+OTHER_MEASURES = (
+    "perplexity",
+    "squared_error",
+    "return",
+)  # what a test set may have in place of an accuracy, or beside
 
 
 @dataclass
@@ -147,7 +152,7 @@ class RunResults:
         return setting if isinstance(setting, dict) else {}
 
     def measure(self, stage: str, name: str) -> float | None:
-        """Return ``loss``, ``perplexity`` or ``return`` of a test set, or its ``error`` (1 less the accuracy)."""
+        """Return ``loss`` or one of `OTHER_MEASURES` of a test set, or its ``error`` (1 less the accuracy)."""
         if name != "error":
             return _number(_entry(self.stages, stage, name))
         accuracy = self.accuracy(stage)
@@ -159,10 +164,10 @@ class RunResults:
         found = {name: _number(_entry(g, measure)) for name, g in groups.items()} if isinstance(groups, dict) else {}
         return {name: value for name in sorted(found, key=natural) if (value := found[name]) is not None}
 
-    def accuracy_after(self, stage: str) -> list[tuple[int, float]]:
-        """Return (n, accuracy on what follows n examples) of a test set whose streams were learnt from, in order."""
+    def after(self, stage: str, measure: str) -> list[tuple[int, float]]:
+        """Return (n, "accuracy" or "squared_error" of what follows n examples) of a test set of streams, in order."""
         found = {key: _number(value) for key, value in self.stages.get(stage, {}).items()}
-        after = "accuracy_after_"
+        after = f"{measure}_after_"
         return sorted(
             (int(key[len(after) :]), a) for key, a in found.items() if key.startswith(after) and a is not None
         )
@@ -253,7 +258,7 @@ def _read_metrics(run: RunResults) -> dict[str, Any]:
 
 
 def _usable(stage: Any) -> bool:
-    return any(_number(_entry(stage, measure)) is not None for measure in ("sequence_accuracy", "return"))
+    return any(_number(_entry(stage, measure)) is not None for measure in ("sequence_accuracy", *OTHER_MEASURES))
 
 
 def _read_config(run: RunResults) -> dict[str, Any]:

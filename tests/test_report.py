@@ -185,6 +185,21 @@ def test_returns_by_group_and_accuracy_by_examples_read(tmp_path):
     assert (run / "report/examples_read.png").is_file()
 
 
+def test_squared_errors_by_examples_read(tmp_path):
+    errors = {"squared_error": 0.25, "squared_error_after_0": 8.5, "squared_error_after_39": 0.25}
+    run = write_run(tmp_path / "run", incomplete=[], stages={"test": {"ood": False, "groups": {}, **errors}})
+    main([str(run)])
+    page = (run / "report/report.md").read_text()
+    assert "test (IID) squared_error" in page
+    assert "test (IID) %" not in page
+    rows = list(csv.DictReader((run / "report/report.csv").open()))
+    assert {r["quantity"]: r["value"] for r in rows if r["set"]} == {
+        "squared error": "0.25", "squared error after 0 examples": "8.5", "squared error after 39 examples": "0.25",
+    }  # fmt: skip
+    assert (run / "report/squared_error.png").is_file()
+    assert not (run / "report/examples_read.png").exists()
+
+
 def test_unfinished_run_shows_what_is_there(tmp_path, capsys):
     run = write_run(tmp_path / "run", finished=False)
     main([str(run)])

@@ -8,9 +8,10 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
+
+from algornn.models.in_context import prediction_losses
 
 Weights = dict[str, Tensor]
 _RULES = ("sgd", "adam")
@@ -33,7 +34,7 @@ class OnlineNetwork(nn.Module):
 
     Args:
         input_size: numbers of an input D.
-        output_size: number of classes C.
+        output_size: number of classes C; 1 for numbers.
         hidden_sizes: units of the hidden layers, with ReLU.
         rule: "sgd" or "adam".
         learning_rate: where the search begins.
@@ -69,7 +70,7 @@ class OnlineNetwork(nn.Module):
 
         Args:
             x: inputs ``[B, T, D]``.
-            y: classes ``[B, T]``; the last one is not looked at.
+            y: classes ``[B, T]``, or numbers, whose squared error is the loss; the last one is not looked at.
 
         Returns:
             Logits ``[B, T, C]``, those of example t from inputs 1 to t and classes 1 to t - 1.
@@ -89,7 +90,7 @@ class OnlineNetwork(nn.Module):
     def _loss(self, weights: Weights, x: Tensor, y: Tensor) -> tuple[Tensor, Any]:
         """The loss of one example, and its logits beside it."""
         score = functional_call(self.network, weights, (x,))
-        return F.cross_entropy(score, y), score
+        return prediction_losses(score[None], y[None])[0], score
 
     def _step(self, weights: Weights, slope: Weights, moments: list[Weights], t: int) -> Weights:
         """The weights after one step; Adam's moments are replaced in their list."""

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from algornn.models.in_context import as_outputs
+
 _LARGEST = 100.0  # of a class's score
 
 
@@ -111,7 +113,7 @@ class VSML(nn.Module):
 
         Args:
             x: inputs ``[B, T, D]``.
-            y: classes ``[B, T]``; the last one is not looked at.
+            y: classes ``[B, T]``, or numbers for a network of one output; the last one is not looked at.
 
         Returns:
             Logits ``[B, T, C]``, those of example t from inputs 1 to t and classes 1 to t - 1.
@@ -127,8 +129,9 @@ class VSML(nn.Module):
             score = self.tick(cells, messages, x[:, t], None)
             logits.append(score)
             if t + 1 < x.shape[1]:
-                told = F.one_hot(y[:, t], score.shape[-1]).to(score.dtype)
-                told = torch.stack([score.softmax(-1) - told, told], -1)
+                told = as_outputs(y[:, t], score.shape[-1]).to(score.dtype)
+                guess = score if y.is_floating_point() else score.softmax(-1)
+                told = torch.stack([guess - told, told], -1)
                 if self.backward_pass:
                     self.learn(cells, messages, told)
                 else:

@@ -16,7 +16,7 @@ from algornn.models.token_networks import check_factory, output_width
 
 
 class InContextNetwork(nn.Module):
-    """A sequence layer that reads inputs and their classes, and names the class of each.
+    """A sequence layer that reads inputs and their classes, and names the class of each; or their numbers.
 
     A class reaches the layer with the next input; or, `synchronous`, with its own, which then comes twice: first alone,
     to be named, and then with its class. Synchronous labels ask less of a layer: what belongs together arrives
@@ -25,7 +25,7 @@ class InContextNetwork(nn.Module):
 
     Args:
         input_size: numbers of an input D.
-        output_size: number of classes C.
+        output_size: number of classes C; 1 for numbers.
         layer: called with `embedding_size`; makes the sequence layer, ``forward(x, state, mask) -> (y, state)``: any
             memory of `algornn`, `FastWeightBlocks`, `LSTM`, `Transformer` or your own.
         embedding_size: width of the linear layer that joins an input and a class.
@@ -62,7 +62,9 @@ class InContextNetwork(nn.Module):
             kind = type(self.encoder).__name__
             raise TypeError(f"`encoder` must give a tensor of features, {kind} gives a {type(seen).__name__}.")
         features = seen.shape[-1]
-        self.embedding = nn.Linear(features + output_size, embedding_size)
+        self.embedding = nn.Linear(
+            features + max(output_size, 2), embedding_size
+        )  # a number is told with a 1 beside it
         self.layer = layer(embedding_size)
         self.output = nn.Linear(output_width(self.layer, embedding_size), output_size)
         self.synchronous = synchronous
@@ -79,19 +81,41 @@ class InContextNetwork(nn.Module):
 
         Args:
             x: inputs ``[B, T, D]``.
-            y: their classes ``[B, T]``; the last one is not looked at.
+            y: their classes ``[B, T]``, or real numbers ``[B, T]``; the last one is not looked at.
 
         Returns:
-            Logits ``[B, T, C]``, those of example t from inputs 1 to t and classes 1 to t - 1.
+            Logits ``[B, T, C]``, those of example t from inputs 1 to t and classes 1 to t - 1; numbers ``[B, T, 1]``.
         """
         x = self.encoder(x)
-        told = F.one_hot(y, self.output.out_features).to(x.dtype)
+        told = as_outputs(y, self.output.out_features).to(x.dtype)
+        if told.shape[-1] == 1:
+            told = torch.cat([told, torch.ones_like(told)], -1)
         if not self.synchronous:
             told = F.pad(told[:, :-1], (0, 0, 1, 0))
             return self.output(self.layer(self.embedding(torch.cat([x, told], -1)))[0])
         asked = torch.cat([x, torch.zeros_like(told)], -1)
         tokens = torch.stack([asked, torch.cat([x, told], -1)], 2).flatten(1, 2)
         return self.output(self.layer(self.embedding(tokens))[0][:, ::2])
+
+
+def as_outputs(y: Tensor, C: int) -> Tensor:
+    """What a perfect network gives, ``[..., C]``: 1 for the class y ``[...]`` and 0 for others, or the number y itself.
+
+    Raises:
+        ValueError: numbers for more than one output.
+    """
+    if not y.is_floating_point():
+        return F.one_hot(y, C)
+    if C != 1:
+        raise ValueError(f"Streams of numbers need a network of one output, `output_size` 1, got {C}.")
+    return y[..., None]
+
+
+def prediction_losses(predicted: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy of classes, squared error of numbers: predicted ``[..., C]``, y ``[...]``, losses ``[...]``."""
+    if y.is_floating_point():
+        return (predicted - as_outputs(y, predicted.shape[-1])).square()[..., 0]
+    return F.cross_entropy(predicted.flatten(0, -2), y.flatten(), reduction="none").view_as(y)
 
 
 class ConvEncoder(nn.Module):

@@ -67,6 +67,46 @@ def test_no_class_is_used_before_it_was_predicted_and_every_one_after(make):
     assert not torch.allclose(network(moved, b.y)[:, 3], logits[:, 3], atol=1e-12)
 
 
+NUMBERS = {
+    "lstm": lambda: InContextNetwork(5, 1, partial(LSTM, hidden_size=8), embedding_size=8),
+    "transformer": lambda: InContextNetwork(5, 1, CAUSAL, embedding_size=8, synchronous=True),
+    "vsml": lambda: VSML(5, 1),
+    "sgd": lambda: OnlineNetwork(5, 1, hidden_sizes=(4,)),
+    "adam": lambda: OnlineNetwork(5, 1, rule="adam"),
+}
+
+
+@pytest.mark.parametrize("make", NUMBERS.values(), ids=NUMBERS)
+def test_no_number_is_used_before_it_was_foretold_and_every_one_after(make):
+    torch.manual_seed(0)
+    network, x = make().double(), streams().x.double()
+    y = torch.randn(4, 6, generator=torch.Generator().manual_seed(1)).double()
+    foretold = network(x, y)
+    assert foretold.shape == (4, 6, 1)
+    changed = y.clone()
+    changed[:, 2] = 0.0
+    other = network(x, changed)
+    assert torch.equal(other[:, :3], foretold[:, :3])
+    assert not torch.allclose(other[:, 3], foretold[:, 3], atol=1e-12)
+    b, learner = SimpleNamespace(x=x, y=y, id=torch.arange(4)), InContextLearner(network)
+    missed = (foretold[..., 0] - y).square()
+    assert float(learner.loss(network, b)) == pytest.approx(float(missed.mean()))
+    ((ids, errors, losses),) = learner.scored(b)
+    assert ids.tolist() == [0, 1, 2, 3]
+    torch.testing.assert_close(errors, missed)
+    torch.testing.assert_close(losses, missed.mean(1))
+    assert torch.equal(learner.predict_step(b, 0), foretold[..., 0])
+
+
+def test_a_number_of_0_that_is_told_differs_from_none_that_is():
+    torch.manual_seed(0)
+    network = InContextNetwork(1, 1, CAUSAL, embedding_size=8, synchronous=True)
+    seen = []
+    network.embedding.register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    network(torch.ones(1, 2, 1), torch.zeros(1, 2))
+    assert seen[0][0].tolist() == [[1, 0, 0], [1, 0, 1]] * 2
+
+
 @each
 def test_streams_do_not_mix_and_every_parameter_is_trained(make):
     torch.manual_seed(0)
@@ -126,6 +166,16 @@ def test_scores_by_examples_read():
     assert found == {
         "loss": 2.0, "sequence_accuracy": 0.5, "mean_accuracy": 0.5, "examples": 2,
         "accuracy_after_0": 0.0, "accuracy_after_1": 0.5, "accuracy_after_2": 1.0, "accuracy_after_3": 0.5,
+    }  # fmt: skip
+
+
+def test_scores_of_numbers_by_examples_read():
+    scores = InContextScores(3, 2, "squared_error")
+    scores.update(torch.tensor([2, 0]), torch.tensor([[4.0, 1.0], [2.0, 0.5]]), torch.tensor([2.5, 1.25]))
+    found = {key: float(value) for key, value in scores.compute().items()}
+    assert found == {
+        "loss": 1.875, "squared_error": 0.75, "mean_squared_error": 1.875, "examples": 2,
+        "squared_error_after_0": 3.0, "squared_error_after_1": 0.75,
     }  # fmt: skip
 
 
@@ -197,6 +247,7 @@ def test_synchronous_labels_are_learnt_from_at_once():
         (lambda: OnlineNetwork(5, 3, learning_rate=0), "`learning_rate` must be above 0"),
         (lambda: InContextNetwork(5, 3, Transformer), "must not see what comes later, .* as Transformer does"),
         (lambda: VSML(5, 0), "at least one unit"),
+        (lambda: VSML(5, 3)(torch.zeros(1, 2, 5), torch.zeros(1, 2)), "need a network of one output, .* got 3"),
         (lambda: VSML(5, 3, message_size=1), "`message_size` must be at least 2"),
     ],
 )
@@ -209,15 +260,19 @@ def test_recipes_train_and_test(tmp_path, capsys):
     sizes = ["--data.init_args.length", "6", "--data.init_args.batch_size", "4", "--data.init_args.test_examples", "8"]
     sizes += ["--trainer.max_steps", "2", "--trainer.val_check_interval", "1", "--trainer.enable_progress_bar", "false"]
     digits = [f"in_context_digits_{name}" for name in ("deltanet", "transformer", "vsml", "sgd")]
-    for recipe in (*digits, "gaussian_clusters_transformer", "gaussian_clusters_posterior"):
+    waves = [f"sinusoids_{name}" for name in ("transformer", "deltanet", "adam")]
+    for recipe in (*digits, *waves, "gaussian_clusters_transformer", "gaussian_clusters_posterior"):
         run = tmp_path / recipe
         assert cli.main(["fit", "--config", recipe, "--run_dir", str(run), *sizes]) == 0
         stages = json.loads((run / "metrics.json").read_text())["stages"]
         expected = {"test": (True, 8), "unprojected": (True, 8)}
         if recipe not in digits:
-            expected = {"test": (False, 8), "closer": (True, 8)}
+            expected = {"test": (False, 8), "unseen_phases" if recipe in waves else "closer": (True, 8)}
         assert {name: (stage["ood"], stage["examples"]) for name, stage in stages.items()} == expected
-        assert "accuracy_after_5" in stages["test"]
+        assert ("squared_error" if recipe in waves else "accuracy") + "_after_5" in stages["test"]
+    capsys.readouterr()
+    assert cli.main(["report", str(tmp_path / "sinusoids_deltanet")]) == 0
+    assert "unseen_phases (OOD) squared_error" in capsys.readouterr().out
 
 
 def test_streams_of_the_data_fit():
