@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -161,6 +162,22 @@ def field_of(batch: Any, field: str | int | Callable[[Any], Any]) -> Any:
         raise ValueError(
             f"A {type(batch).__name__} has no field {field!r}; it has {offers}. A function of the batch will do, too."
         ) from None
+
+
+def with_field(batch: Any, field: str | int, value: Any) -> Any:
+    """The batch with another value in one of its fields, named as for `field_of`; the batch itself stays as it is."""
+    field_of(batch, field)
+    if isinstance(batch, tuple):
+        names: tuple[str, ...] = getattr(batch, "_fields", ())
+        place = names.index(field) if isinstance(field, str) else field % len(batch)
+        parts = [*batch[:place], value, *batch[place + 1 :]]
+        return type(batch)(*parts) if names else tuple(parts)
+    other = copy.copy(batch)
+    if isinstance(field, str) and not isinstance(batch, Mapping):
+        setattr(other, field, value)
+    else:
+        other[field] = value
+    return other
 
 
 def size_of(batch: Any) -> int:

@@ -10,8 +10,9 @@ the other half:
 * transfer: accuracy, on sub-task k, of a linear classifier of a label fitted to the activations of j.
 
 The ceiling of each is the same sub-task, j = k, on the two halves. The floors: the cosine in a network with scrambled
-weights, which learned nothing; the IoU of independent masks; r / d, the overlap of random subspaces of d dimensions;
-and a classifier fitted to permuted labels.
+weights, which learned nothing, and that of j and a sub-task k whose targets are shuffled over its examples, which keeps
+nothing of k but its inputs and how frequent each target is; the IoU of independent masks; r / d, the overlap of random
+subspaces of d dimensions; and a classifier fitted to permuted labels.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from algornn.probes.batches import field_of, size_of, take
+from algornn.probes.batches import field_of, size_of, take, with_field
 from algornn.probes.controls import bootstrap, finite, scrambled, with_interval
 from algornn.probes.mask_overlap import overlap
 from algornn.probes.model_copy import call_with
@@ -47,6 +48,8 @@ class ReuseProbe(Probe):
     Args:
         sites: places whose activations ``[B, ...]`` are compared, flattened to ``[B, d]``.
         label: field of the batch with the classes that the classifiers tell apart, integers ``[B]``; None: no transfer.
+        target: field of the batch with what the loss asks for ``[B, ...]``, such as "y"; shuffled for a floor of the
+            cosine (`gradient_cosine_shuffled`). None: without this floor.
         kept: share of all weights that counts as important.
         rank: r; less where a half has too few examples or dimensions.
         schedule: the arguments of `Probe`. Every batch's gradient is kept in memory.
@@ -59,6 +62,7 @@ class ReuseProbe(Probe):
         self,
         sites: Sequence[str] = (),
         label: str | int | Callable[[Any], Tensor] | None = None,
+        target: str | int | None = None,
         kept: float = 0.1,
         rank: int = 4,
         **schedule: Any,
@@ -74,6 +78,7 @@ class ReuseProbe(Probe):
             raise ValueError("label without sites: name the sites whose activations the classifiers read.")
         self.sites = sites
         self.label = label
+        self.target = target
         self.kept = kept
         self.rank = rank
 
@@ -86,6 +91,8 @@ class ReuseProbe(Probe):
             batch = piece[2]
             row: dict[str, Any] = {"size": size_of(batch), "gradient": gradient_of(subject.model, subject.loss, batch)}
             row["control"] = gradient_of(control, subject.loss, batch)
+            if self.target is not None:
+                row["shuffled"] = gradient_of(subject.model, subject.loss, _shuffled(batch, self.target, generator))
             row["sites"] = subject.activations(self.sites, batch) if self.sites else {}
             row["label"] = None if self.label is None else torch.as_tensor(field_of(batch, self.label))
             return row
@@ -191,6 +198,15 @@ def transfer_accuracy(x: Tensor, y: Tensor, x_other: Tensor, y_other: Tensor) ->
     return float(fitted.score(x_other[known_other].numpy(), y_other[known_other].numpy()))
 
 
+def _shuffled(batch: Any, target: str | int, generator: torch.Generator) -> Any:
+    """The batch with its targets in another order."""
+    asked = field_of(batch, target)
+    if not isinstance(asked, Tensor) or not asked.ndim:
+        raise ValueError(f"target is a field with a tensor [B, ...] to shuffle, {target!r} has none.")
+    order = torch.randperm(len(asked), generator=generator, device=generator.device)
+    return with_field(batch, target, asked[order.to(asked.device)])
+
+
 def _pieces(subject: Subject) -> tuple[list[str], list[tuple[int, int, Any]]]:
     """The names of the tasks, and their batches as (task, half, batch); a task's only batch is cut in two."""
     tasks = subject.loader.by_group()
@@ -228,6 +244,10 @@ def _gradients(
     interval = bootstrap(resampled, len(g), generator)
     scalars |= with_interval("gradient_cosine", scalars["gradient_cosine"], interval)
     scalars["gradient_cosine_scrambled"] = _off_and_on("c", cosines(control @ control.T, *halves))["c"]
+    if "shuffled" in rows[0]:
+        both = torch.cat([g, torch.stack([row["shuffled"] for row in rows]).double()])
+        plain, other = (torch.cat(pair, 1) for pair in ((halves[0], 0 * halves[0]), (0 * halves[1], halves[1])))
+        scalars["gradient_cosine_shuffled"] = _off_and_on("c", cosines(both @ both.T, plain, other))["c"]
     task = halves.sum(0).argmax(0)
     same = task[:, None] == task
     pair = ~torch.eye(len(g), dtype=torch.bool)
@@ -277,6 +297,12 @@ def _failures(scalars: dict[str, float]) -> list[str]:
         failures.append(
             f"In a network that learned nothing the sub-tasks' gradients are as alike (cosine {floor:.2f}): do not "
             "conclude that the model learned to reuse weights."
+        )
+    shuffled = scalars.get("gradient_cosine_shuffled", -1.0)
+    if scalars["gradient_cosine"] > 0 and not low > shuffled:
+        failures.append(
+            f"With shuffled targets the sub-tasks' gradients are as alike (cosine {shuffled:.2f}): do not conclude "
+            "that they ask for the same: their inputs, or how frequent each target is, explain it."
         )
     if scalars.get("transfer_accuracy_ceiling", 1.0) <= scalars.get("transfer_accuracy_permuted", 0.0):
         failures.append(

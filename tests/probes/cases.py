@@ -57,7 +57,7 @@ CASES = {
     LinearDecodingProbe: {"sites": ["memory", "memory.embedding"], "portions": (0.2, 1), "max_batches": 3},
     ModuleUsageProbe: {"site": "head", "softmax": True},
     RepresentationSimilarityProbe: {"sites": ["memory", "memory.embedding"], "permutations": 3, "max_batches": 3},
-    ReuseProbe: {"sites": ["memory"], "label": "y"},
+    ReuseProbe: {"sites": ["memory"], "label": "y", "target": "y"},
     TensorProductProbe: {"site": "memory", "fillers": "x", "permutations": 2},
     TopographicSimilarityProbe: {"meaning": "x", "site": "memory.embedding", "permutations": 5, "resamples": 5},
     TreeReconstructionProbe: {

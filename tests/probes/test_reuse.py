@@ -1,6 +1,8 @@
 """ReuseProbe against tasks whose gradients and subspaces are known."""
 
 import math
+from collections import namedtuple
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from tiny_learner import Learner, Rows, loader
 from torch import nn
 
 from algornn.probes import ReuseProbe
+from algornn.probes.batches import field_of, with_field
 from algornn.probes.reuse import cosines, gradient_of, important, principal, subspace_overlap, transfer_accuracy
 
 
@@ -156,6 +159,43 @@ def test_controls_that_fail_say_so():
     assert any("In a network that learned nothing" in failure for failure in failures)
 
 
+def test_shuffled_targets_are_the_floor_of_what_is_asked_for():
+    """A linear map with centred inputs learns nothing from shuffled targets; a bias learns their mean."""
+    found = [run(identical, linear(zero=True), target="y", seed=seed).scalars for seed in range(16)]
+    assert found[0]["gradient_cosine"] > 0.9
+    floor = torch.tensor([scalars["gradient_cosine_shuffled"] for scalars in found])
+    assert abs(floor.mean()) < 0.2
+    assert floor.std() > 0.01
+    assert "gradient_cosine_shuffled" not in run(identical, linear()).scalars
+
+    class Bias(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.b = nn.Parameter(torch.zeros(4))
+
+        def forward(self, x):
+            return self.b.expand(len(x), 4)
+
+    def shifted(k, x):
+        return x, x @ TARGET + 3
+
+    result = run(shifted, Bias(), target="y")
+    assert result.scalars["gradient_cosine_shuffled"] == pytest.approx(result.scalars["gradient_cosine"], abs=1e-6)
+    assert any("With shuffled targets" in failure for failure in result.failures)
+
+
+def test_one_field_is_replaced_in_any_batch():
+    x, y, new = torch.zeros(2), torch.ones(2), torch.full((2,), 5.0)
+    Pair, Item = namedtuple("Pair", "x y"), dataclass(type("Item", (), {"__annotations__": {"x": object, "y": object}}))
+    for batch, field in (({"x": x, "y": y}, "y"), ((x, y), 1), ([x, y], -1), (Pair(x, y), "y"), (Item(x, y), "y")):
+        other = with_field(batch, field, new)
+        assert type(other) is type(batch)
+        assert field_of(other, field) is new
+        assert field_of(batch, field) is y
+    with pytest.raises(ValueError, match="has no field 'z'"):
+        with_field({"x": x}, "z", new)
+
+
 def test_small_and_odd_data():
     result = ReuseProbe(["memory", "norm"], "y").run(Learner(), loader(31))
     assert result.tables["tasks"] == list(Rows.groups)
@@ -175,6 +215,11 @@ def test_mistakes_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             ReuseProbe(**wrong)
+    with pytest.raises(ValueError, match="has no field 'z'"):
+        run(identical, linear(), target="z")
+    words = [{**batch, "z": "words"} for batch in batches(identical)]
+    with pytest.raises(ValueError, match="target is a field with a tensor"):
+        ReuseProbe(loss=squared, target="z").run(linear(), words)
     one = [{"x": torch.randn(4, 6), "y": torch.randn(4, 4), "group": torch.zeros(4).long()}]
     with pytest.raises(ValueError, match="needs two sub-tasks or more"):
         ReuseProbe(loss=squared).run(linear(), one)
