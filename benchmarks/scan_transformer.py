@@ -5,7 +5,8 @@
 Both sides train the same network on the same batches of 256 (Csordas, Irie and Schmidhuber 2021, 3 + 3 layers of width
 128) on one thread, and the losses of the first batch must agree to 1e-5. The released loop's formulation: the whole
 batch padded to its longest pair, attention as two products around a masked softmax, positions shifted by a padded view,
-Adam. The learner: parts of similar length, fused attention, fused Adam. Time is processor time, the two sides in turn,
+Adam. The learner: parts of similar length,
+cut where the least padding is left, fused attention, fused Adam. Time is processor time, the two sides in turn,
 each in a process of its own.
 """
 
@@ -32,7 +33,7 @@ NETWORKS = {
     "absolute": {"positions": "absolute", "scaling": "PED"},
     "relative_universal": {"positions": "relative", "scaling": "TEU", "shared": True},
 }
-SHARES = (0.125,) * 8  # for a processor; on a GPU, that many small parts cost more than they save
+GROUPS = 6  # for a processor; on a GPU, that many small parts may cost more than they save
 
 
 def literal_read(
@@ -74,7 +75,7 @@ def learner(network: str, side: str) -> SequenceToSequence:
                 module.read = MethodType(literal_read, module)
     fused = side == "learner"
     adam = partial(torch.optim.Adam, lr=1e-3, fused=fused or None)
-    return SequenceToSequence(model, adam, length_groups=SHARES if fused else (1.0,))
+    return SequenceToSequence(model, adam, length_groups=GROUPS if fused else 1)
 
 
 def batches(count: int) -> list[PairBatch]:

@@ -2,50 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from numbers import Real
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+
+from algornn.memory.associations import check_sizes
 
 Trims = Mapping[str, tuple[str, ...]]
 
 
-def check_length_groups(shares: tuple[float, ...]) -> tuple[float, ...]:
-    """Return the shares of a batch; raise a TypeError or ValueError unless they are positive and sum to 1."""
-    if not isinstance(shares, Sequence) or not all(isinstance(share, Real) for share in shares):
-        raise TypeError(f"`length_groups` must be a tuple of shares that sum to 1, such as (1.0,), got {shares!r}.")
-    if not (abs(sum(shares) - 1) <= 1e-6 and min(shares) > 0):
-        raise ValueError(f"`length_groups` must be positive shares that sum to 1, got {shares}.")
-    return tuple(shares)
+def check_length_groups(groups: int) -> int:
+    """Return the number of parts; raise a TypeError or ValueError unless it is whole and at least 1."""
+    check_sizes(length_groups=groups)
+    return groups
 
 
-def by_length(batch: Any, shares: tuple[float, ...], trims: Trims) -> list[Any]:
-    """Split a batch into parts of similar length, each trimmed to its own longest.
+def by_length(batch: Any, groups: int, trims: Trims) -> list[Any]:
+    """Split a batch into parts of similar length, each trimmed to its own longest, so that little padding is left.
 
     Args:
         batch: a named tuple of tensors ``[B, ...]``.
-        shares: sizes of the parts, from the shortest sequences to the longest, as shares of the batch.
+        groups: the most parts, from the shortest sequences to the longest.
         trims: the fields ``[B, T, ...]`` that a mask field ``[B, T]`` governs. The first mask orders the batch.
 
     Returns:
         Named tuples like `batch`; padding must come after real tokens.
     """
-    if len(shares) == 1:
+    if groups == 1:
         return [batch]
-    order = getattr(batch, next(iter(trims))).sum(1).argsort(stable=True)
-    cuts = torch.tensor(shares[:-1]).cumsum(0).mul(len(order)).round().long()
+    lengths = torch.stack([getattr(batch, mask).sum(1) for mask in trims], 1).cpu()
+    order = lengths[:, 0].argsort(stable=True)
     parts = []
-    for rows in order.tensor_split(cuts):
-        if len(rows):
-            part = type(batch)(*(field[rows] for field in batch))
-            parts.append(part._replace(**_trimmed(part, trims)))
+    for rows in order.split(least_padding(lengths[order].numpy(), groups)):
+        part = type(batch)(*(field[rows.to(field.device)] for field in batch))
+        longest = dict(zip(trims, lengths[rows].amax(0).tolist(), strict=True))
+        names = {name: mask for mask, fields in trims.items() for name in (mask, *fields)}
+        parts.append(part._replace(**{name: getattr(part, name)[:, : longest[mask]] for name, mask in names.items()}))
     return parts
 
 
-def _trimmed(part: Any, trims: Trims) -> dict[str, Any]:
-    trimmed: dict[str, Any] = {}
-    for mask, fields in trims.items():
-        longest = int(getattr(part, mask).sum(1).max())
-        trimmed |= {name: getattr(part, name)[:, :longest] for name in (mask, *fields)}
-    return trimmed
+def least_padding(lengths: NDArray[np.int64], groups: int) -> list[int]:
+    """Cut a batch into parts in order, so that they have the fewest tokens when each is padded to its longest.
+
+    By dynamic programming over the parts and their ends; examples whose first length is the same stay together.
+
+    Args:
+        lengths: the lengths of every example ``[B, k]``, ascending in the first.
+        groups: the most parts.
+
+    Returns:
+        The sizes of the parts.
+    """
+    ends = np.flatnonzero(np.diff(lengths[:, 0], prepend=-1, append=-1))  # where a part may begin or end, from 0 to B
+    longest, n = np.maximum.reduceat(lengths, ends[:-1]), len(ends) - 1
+    tokens = np.full((n, n + 1), np.inf)  # of a part from one of the ends to another
+    for start in range(n):
+        tokens[start, start + 1 :] = np.maximum.accumulate(longest[start:]).sum(1) * (ends[start + 1 :] - ends[start])
+    best, starts = np.where(np.arange(n + 1) == 0, 0, np.inf), []
+    for _ in range(min(groups, n)):
+        sums = best[:n, None] + tokens
+        best = sums.min(0)
+        starts.append(sums.argmin(0))
+    cuts = [n]
+    for start in reversed(starts):
+        cuts.append(int(start[cuts[-1]]))
+    return np.diff(ends[cuts[::-1]]).tolist()

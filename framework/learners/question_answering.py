@@ -25,8 +25,8 @@ class QuestionAnswering(Learner):
         warmup_steps: optimizer steps at the start with a reduced learning rate.
         warmup_factor: the factor of the learning rate during these steps.
         cooldown: share of the training, at its end, over which the learning rate falls linearly to 0.
-        length_groups: shares of a batch, from its shortest stories to its longest, that are computed apart, each
-            padded to its own longest story: the gradient of the whole batch in less time. ``(0.75, 0.25)`` suits bAbI.
+        length_groups: parts of a batch, from its shortest stories to its longest, that are computed apart, each
+            padded to its own longest and cut where the least padding is left: the same gradient in less time.
         reconstruction: weight of the model's ``reconstruction_loss(story, query)``, which `TPRRNN` has with AID.
 
     Batches are `algornn.datamodules.StoryBatch` or any named tuple with the same fields.
@@ -41,7 +41,7 @@ class QuestionAnswering(Learner):
         warmup_steps: int = 0,
         warmup_factor: float = 0.1,
         cooldown: float = 0.0,
-        length_groups: tuple[float, ...] = (1.0,),
+        length_groups: int = 1,
         reconstruction: float = 0.0,
     ) -> None:
         super().__init__(model, optimizer or TFNadam, warmup_steps, warmup_factor, cooldown)

@@ -25,8 +25,8 @@ class SequenceClassification(Learner):
         warmup_steps: optimizer steps at the start with a reduced learning rate.
         warmup_factor: the factor of the learning rate during these steps.
         cooldown: share of the training, at its end, over which the learning rate falls linearly to 0.
-        length_groups: shares of a batch, from its shortest sequences to its longest, that are computed apart, each
-            padded to its own longest: the gradient of the whole batch in less time.
+        length_groups: parts of a batch, from its shortest sequences to its longest, that are computed apart, each
+            padded to its own longest and cut where the least padding is left: the same gradient in less time.
 
     Batches are `algornn.datamodules.LabelledBatch` or any named tuple with the same fields.
     """
@@ -40,7 +40,7 @@ class SequenceClassification(Learner):
         warmup_steps: int = 0,
         warmup_factor: float = 0.1,
         cooldown: float = 0.0,
-        length_groups: tuple[float, ...] = (1.0,),
+        length_groups: int = 1,
     ) -> None:
         super().__init__(model, optimizer, warmup_steps, warmup_factor, cooldown)
         second = [*inspect.signature(model.forward).parameters][1:2]

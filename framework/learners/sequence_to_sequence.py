@@ -31,8 +31,8 @@ class SequenceToSequence(Learner):
         cooldown: share of the training, at its end, over which the learning rate falls linearly to 0.
         teacher_forcing: share of the training batches whose decoder reads the target; in the others it reads its own
             most probable tokens (chosen in a pass of their own, under other dropout masks than those of the gradient).
-        length_groups: shares of a batch, from its shortest targets to its longest, that are computed apart, each
-            padded to its own longest: the gradient of the whole batch in less time.
+        length_groups: parts of a batch, from its shortest targets to its longest, that are computed apart, each
+            padded to its own longest and cut where the least padding is left: the same gradient in less time.
         eos_oracle: whether scoring ends every target where it ends, and nowhere else: what is left are the errors of
             content (Newman et al. 2020).
         max_length: tokens after which `predict` gives up waiting for "<eos>".
@@ -50,7 +50,7 @@ class SequenceToSequence(Learner):
         warmup_factor: float = 0.1,
         cooldown: float = 0.0,
         teacher_forcing: float = 1.0,
-        length_groups: tuple[float, ...] = (1.0,),
+        length_groups: int = 1,
         eos_oracle: bool = False,
         max_length: int = 512,
     ) -> None:

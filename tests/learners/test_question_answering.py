@@ -1,10 +1,11 @@
 """QuestionAnswering: the gradient of a batch, the learning rate, and every example of every stage scored once."""
 
 import collections
-import itertools
 from functools import partial
+from itertools import combinations, pairwise
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -13,7 +14,7 @@ from torch import nn
 from algornn import TPRRNN, LSTMReader, QuestionAnswering, TFNadam
 from algornn.datamodules import StoryWorld
 from algornn.learners import ExampleScores
-from algornn.learners.length_groups import by_length
+from algornn.learners.length_groups import by_length, least_padding
 
 SIZES = {"entity_size": 12, "role_size": 6, "hidden_size": 12}
 
@@ -61,14 +62,14 @@ def first_batch(world, size):
     return type(batch)(*(field[:size] for field in batch))
 
 
-@pytest.mark.parametrize("shares", [(0.75, 0.25), (0.5, 0.3, 0.2), (0.01, 0.99), (0.1,) * 10])
+@pytest.mark.parametrize("parts", [2, 3, 10])
 @pytest.mark.parametrize("size", [1, 2, 7, 32])
 @pytest.mark.parametrize("kind", [TPRRNN, LSTMReader])
-def test_length_groups_give_the_gradient_of_the_whole_batch(world, monkeypatch, shares, size, kind):
+def test_length_groups_give_the_gradient_of_the_whole_batch(world, monkeypatch, parts, size, kind):
     batch = first_batch(world, size)
     model = reader(world, kind, **({"hidden_size": 8} if kind is LSTMReader else SIZES)).double()
     found = []
-    for groups in [(1.0,), shares]:
+    for groups in [1, parts]:
         learner = QuestionAnswering(model, length_groups=groups)
         monkeypatch.setattr(learner, "log", lambda *args, **kwargs: None)
         loss = learner.training_step(batch, 0)
@@ -79,19 +80,46 @@ def test_length_groups_give_the_gradient_of_the_whole_batch(world, monkeypatch, 
 
 def test_groups_go_from_short_to_long_and_are_trimmed(world):
     batch = first_batch(world, 32)
-    parts = by_length(batch, (0.75, 0.25), {"mask": ("story",)})
-    assert [len(part.answer) for part in parts] == [24, 8]
+    parts = by_length(batch, 2, {"mask": ("story",)})
+    assert len(parts) == 2
     assert sorted(torch.cat([part.id for part in parts]).tolist()) == sorted(batch.id.tolist())
     lengths = [part.mask.sum(1) for part in parts]
-    assert lengths[0].max() <= lengths[1].min()
+    assert lengths[0].max() < lengths[1].min()
     assert [part.story.shape[1] for part in parts] == [int(length.max()) for length in lengths]
     assert parts[0].story.shape[1] < batch.story.shape[1]
 
 
-@pytest.mark.parametrize("shares", [(0.5, 0.4), (), (1.5, -0.5), (1.0, 0.0)])
-def test_wrong_shares_are_named(shares):
-    with pytest.raises(ValueError, match="`length_groups` must be positive shares that sum to 1, got "):
-        QuestionAnswering(nn.Identity(), length_groups=shares)
+def test_groups_leave_the_least_padding_that_any_cuts_leave():
+    """Against all ways of cutting, with a second length that does not grow with the first."""
+    generator = torch.Generator().manual_seed(0)
+    for size, kinds in ((1, 3), (6, 1), (9, 4), (10, 9)):
+        lengths = torch.stack([torch.randint(1, kinds + 1, (size,), generator=generator) for _ in range(2)], 1)
+        lengths = lengths[lengths[:, 0].argsort(stable=True)].numpy()
+
+        def tokens(sizes, lengths=lengths):
+            parts = np.split(lengths, np.cumsum(sizes)[:-1])
+            return sum(len(part) * part.max(0).sum() for part in parts)
+
+        for groups in (1, 2, 3, 20):
+            found = least_padding(lengths, groups)
+            assert sum(found) == size
+            assert 1 <= len(found) <= groups
+            ways = [
+                np.diff([0, *cuts, size])
+                for k in range(min(groups, size))
+                for cuts in combinations(range(1, size), k)
+                if all(lengths[cut, 0] != lengths[cut - 1, 0] for cut in cuts)
+            ]
+            assert tokens(found) == min(tokens(way) for way in ways)
+
+
+@pytest.mark.parametrize(
+    ("groups", "error", "message"),
+    [(0, ValueError, "at least 1, got 0"), (0.5, TypeError, "whole number"), ((0.5, 0.5), TypeError, "whole number")],
+)
+def test_a_wrong_number_of_groups_is_named(groups, error, message):
+    with pytest.raises(error, match=f"`length_groups` must be (a )?{message}"):
+        QuestionAnswering(nn.Identity(), length_groups=groups)
 
 
 # The optimizer.
@@ -129,7 +157,7 @@ def test_a_gradient_that_is_not_finite_skips_the_step(world, tmp_path, optimizer
     learner = QuestionAnswering(reader(world), partial(optimizer, lr=0.01))
     trainer(tmp_path, max_steps=6, callbacks=[Spoil(), recorder], **clip).fit(learner, world)
     for record in (recorder.weights, recorder.moments):
-        moved = [not all(map(torch.equal, *pair)) for pair in itertools.pairwise(record)]
+        moved = [not all(map(torch.equal, *pair)) for pair in pairwise(record)]
         assert moved == [True, True, False, True, True]
     assert all(value.isfinite().all() for value in recorder.weights[-1])
 
@@ -212,7 +240,7 @@ def test_length_groups_do_not_change_the_scores(world, trained):
     fit, learner, _ = trained
     fit.test(learner, world, verbose=False)
     wanted = learner.results
-    grouped = QuestionAnswering(learner.model, length_groups=(0.5, 0.3, 0.2))
+    grouped = QuestionAnswering(learner.model, length_groups=3)
     fit.test(grouped, world, verbose=False)
     for stage, result in wanted.items():
         assert grouped.results[stage]["groups"] == result["groups"]
