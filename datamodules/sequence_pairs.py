@@ -132,6 +132,8 @@ class SequencePairDataModule(VocabularyDataModule):
         outputs: The word of every id of a target; ids 0 and 1 are "<pad>" and "<eos>".
     """
 
+    evaluation_batch = 64  # decoding pair by pair would take longer than training
+
     def dataset_of(self, stage: str) -> PairDataset:
         """Read or generate the pairs of a stage."""
         raise NotImplementedError

@@ -246,7 +246,7 @@ class SplitDataModule(LightningDataModule):
     Args:
         split: One of `splits`.
         data_dir: The benchmark's folder; None: `$ALGORNN_DATA/<benchmark>`, then the user cache, then a download.
-        batch_size: Examples per batch and process.
+        batch_size: Examples per batch and process; in evaluation at least `evaluation_batch`.
         seed: Seed of the order of training (and of the data, where they are generated).
 
     Raises:
@@ -260,6 +260,7 @@ class SplitDataModule(LightningDataModule):
     further: tuple[str, ...] = ()
     further_val: tuple[str, ...] = ()
     ood: tuple[str, ...] = ()
+    evaluation_batch: ClassVar[int] = 1  # examples of an evaluation batch at least, where those of training are fewer
     groups: tuple[str, ...]
 
     def __init__(
@@ -351,7 +352,8 @@ class SplitDataModule(LightningDataModule):
         # Process r takes items r, r + W, ..., repeating the first ones at the end where W does not divide the size.
         # Lightning leaves a DistributedSampler alone.
         sampler: DistributedSampler[Any] = DistributedSampler(dataset, num_replicas=world, rank=rank, shuffle=False)
-        return DataLoader(dataset, batch_size=self.batch_size, sampler=sampler, collate_fn=self.collate)
+        size = max(self.batch_size, self.evaluation_batch)
+        return DataLoader(dataset, batch_size=size, sampler=sampler, collate_fn=self.collate)
 
     def _place(self) -> tuple[int, int]:
         """This process and the number of processes; (0, 1) without a trainer."""

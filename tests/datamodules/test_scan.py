@@ -183,7 +183,9 @@ def test_what_is_held_out_depends_on_the_seed_alone():
 
 
 def test_words_groups_and_batches():
-    data = SCAN("length", batch_size=64)
+    assert len(next(iter(SCAN("length", batch_size=1).test_dataloader()["test"])).id) == 64
+    data = SCAN("length", batch_size=96)
+    assert len(next(iter(data.test_dataloader()["test"])).id) == 96
     assert (data.vocab_size, data.output_size, data.groups) == (15, 8, ("single", "and", "after"))
     assert {word for command in commands() for word in command.words} == set(data.vocabulary[2:])
     assert {word for command in commands() for word in command.actions} == set(data.outputs[2:])

@@ -66,7 +66,7 @@ class Half(SequenceToSequence):
 
 
 def test_two_processes_have_the_gradient_of_one():
-    batch = next(iter(Reversal("reversal", batch_size=16).val_dataloader()["val"]))
+    batch = next(iter(Reversal("reversal", batch_size=16).train_dataloader()))
     torch.manual_seed(0)
     model = Seq2Seq(6, 6, layer=partial(LSTM, hidden_size=8), embedding_size=6).double()
     whole = SequenceToSequence(model)
