@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
@@ -234,6 +234,9 @@ class Probe(Callback):
         if not trainer.strategy.broadcast(self._affordable()):
             self._skip(trainer, "its budget is spent")
             return
+        if not logging:  # training is over, and the progress bar stands still
+            cost = self._state["cost"]
+            rank_zero_info(f"Probe {self.name!r} measures the trained model{f', about {cost:.0f} s' if cost else ''}.")
         try:
             folder = self._folder(trainer)
             result = self._measure(pl_module, self._loader(trainer), folder, trainer.global_rank, trainer.world_size)

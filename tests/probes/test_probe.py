@@ -126,6 +126,14 @@ def test_two_probes_of_one_name_are_refused(tmp_path):
     assert steps_of(tmp_path) == steps_of(tmp_path, "second") == [1]
 
 
+def test_what_happens_after_the_last_step_is_told(tmp_path, caplog):
+    caplog.set_level("INFO", "lightning.pytorch")
+    train([MeanLoss(every_n_steps=2)], tmp_path, max_steps=2)
+    assert "measures the trained model" not in caplog.text  # it was measured at the last step
+    train([MeanLoss(every_n_steps=2)], tmp_path / "odd", max_steps=3)
+    assert "Probe 'mean_loss' measures the trained model, about 0 s." in caplog.text
+
+
 def test_a_probe_measures_one_training_after_another(tmp_path):
     probe = MeanLoss(max_seconds=1000)
     twins = ConsistencyProbe(exceptions=loader(8), rule="group")
