@@ -56,8 +56,8 @@ class RunResults:
 
     @property
     def about(self) -> str:
-        """The recipe's one sentence."""
-        return str(_entry(self.config, "recipe", "about") or "")
+        """The recipe's one sentence; it is not about other data."""
+        return "" if self.other_data else str(_entry(self.config, "recipe", "about") or "")
 
     @property
     def seed(self) -> str:
@@ -87,7 +87,9 @@ class RunResults:
 
     @property
     def budget(self) -> float | None:
-        """Steps as a fraction of the published runs' steps; None where nothing is published."""
+        """Steps as a fraction of the published runs' steps; None where nothing is published on these data."""
+        if self.other_data:
+            return None
         published = _number(_entry(self.config, "recipe", "published_steps"))
         return _number(self.metrics.get("budget")) or (self.steps / published if published and self.steps else None)
 
@@ -110,6 +112,11 @@ class RunResults:
         ]  # fmt: skip
 
     @property
+    def other_data(self) -> bool:
+        """Whether the command line put other data or another split in the place of the recipe's."""
+        return not {"data", "data.class_path", "data.split", "data.init_args.split"}.isdisjoint(self.changed)
+
+    @property
     def note(self) -> str:
         """Why results on these data are not comparable with published ones, such as a generated training set."""
         return str(self.metrics.get("note") or "")
@@ -122,8 +129,8 @@ class RunResults:
 
     @property
     def published(self) -> list[dict[str, Any]]:
-        """The published numbers of the recipe that have a stage and an error or a return."""
-        listed = _entry(self.config, "recipe", "published")
+        """The published numbers of the recipe with a stage and an error or a return; none where the data differ."""
+        listed = None if self.other_data else _entry(self.config, "recipe", "published")
         numbered = [p for p in listed if isinstance(p, dict)] if isinstance(listed, list) else []
         numbered = [
             p | {key: _number(p.get(key)) for key in ("error", "mean_return", "std", "runs")}
@@ -140,8 +147,8 @@ class RunResults:
 
     @property
     def sweep(self) -> dict[str, Any]:
-        """What the recipe says of the option that it sweeps; empty where it sweeps none."""
-        sweep = _entry(self.config, "recipe", "sweep")
+        """What the recipe says of the option that it sweeps; empty where it sweeps none or the data differ."""
+        sweep = None if self.other_data else _entry(self.config, "recipe", "sweep")
         usable = isinstance(sweep, dict) and sweep.get("option") and isinstance(sweep.get("values"), list)
         return sweep if usable else {}
 
@@ -216,7 +223,9 @@ def read_runs(folders: Sequence[Path]) -> list[RunResults]:
     names = []
     for run in runs:
         at = "".join(f" {option.rpartition('.')[2]}={value}" for option, value in run.setting.items())
-        what = f"{run.recipe}{at}"
+        # Without its note: a name is short.
+        own = f"{run.model} on {run.data.removesuffix(f' ({run.note})')}"
+        what = f"{own if run.other_data else run.recipe}{at}"
         names.append([f"{what} seed {run.seed}", f"{what} {run.folder.name}", str(run.folder)])
     # The shortest kind of name that no two runs share.
     kind = next((k for k in range(2) if len({name[k] for name in names}) == len(names)), 2)

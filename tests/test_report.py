@@ -290,23 +290,36 @@ def test_probe_measured_once_has_figures_but_no_curve(tmp_path):
 
 def test_a_changed_network_is_no_seed_of_the_recipe_and_gets_no_verdict(tmp_path):
     from algornn.report import published_against_measured
-    from algornn.run_results import read_run
 
     runs = []
     for name, options in {
         "a": "",
         "b": " --data.seed 2",
-        "c": " --model.model.layer DeltaNet --data.split=other",
+        "c": " --model.model.layer DeltaNet --data.batch_size=7",
     }.items():
         folder = write_run(tmp_path / name, steps=10_000)
         file = folder / "metrics.json"
         metrics = json.loads(file.read_text())
         file.write_text(json.dumps(metrics | {"command": f"algornn fit --config x{options}"}))
         runs.append(read_run(folder))
-    assert [run.changed for run in runs] == [[], [], ["model.model.layer", "data.split"]]
+    assert [run.changed for run in runs] == [[], [], ["model.model.layer", "data.batch_size"]]
     rows = published_against_measured(runs).rows
     assert len(rows) == 2 * len({row[0] for row in rows})
-    assert all("(n = 2)" in row[2] or "not as the recipe: model.model.layer, data.split" in row[4] for row in rows)
+    assert all("(n = 2)" in row[2] or "not as the recipe: model.model.layer, data.batch_size" in row[4] for row in rows)
+
+
+@pytest.mark.parametrize("option", ["--data my.Data", "--data=my.Data", "--data.split x", "--data.init_args.split=x"])
+def test_other_data_are_never_set_beside_the_published_number(tmp_path, option):
+    changes = {"data": "Mine x (made by hand)", "note": "made by hand", "command": f"algornn fit --config c {option}"}
+    run = write_run(tmp_path / "run", steps=10_000, **changes)
+    rows = table_rows(result_table([run]))
+    assert rows[0]["run"] == "TPRRNN on Mine x seed 1"
+    assert "of published steps" not in rows[0]
+    assert read_run(run).about == ""
+    assert not [row for row in rows if "published" in row]
+    both = table_rows(result_table([run, write_run(tmp_path / "own", steps=10_000)]))
+    assert [row["of published steps"] for row in both[:2]] == ["-", "10 %"]
+    assert [row["measured"][-7:] for row in both if "published" in row] == ["(n = 1)"] * 2
 
 
 def test_a_failed_control_stands_beside_the_numbers(tmp_path, capsys):
