@@ -20,6 +20,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 # Five inches wide: on a telephone a point of the picture is about a pixel of the screen, so its letters stay readable.
 WIDTH, DPI = 5.0, 180
 PANELS = 6
+MARKERS, DASHES = "osD^vPX", ("-", "--", ":", "-.")  # of the test sets, where the colours are the runs'
+SHARES = re.compile("accuracy|match|chance|iia")  # scalars of probes that get an axis from 0 to 1
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -45,31 +47,42 @@ class Picture:
     png: bytes
 
 
+def run_colours(runs: Sequence[RunResults]) -> dict[str, str]:
+    """Return every run's colour, the same one in all pictures of a report that show runs."""
+    return dict(zip((run.label for run in runs), cycle(COLOURS), strict=False))
+
+
 def result_pictures(runs: Sequence[RunResults]) -> Iterator[Picture]:
     """Yield the runs side by side, accuracy in against out of distribution, and the groups of every run."""
+    colours = run_colours(runs)
     tested = [run for run in runs if run.finished and any(run.accuracy(stage) is not None for stage in run.stages)]
     if len(tested) > 1:
-        yield picture("sets", "Mean accuracy on every test set.", set_bars, tested)
+        yield picture("sets", "Mean accuracy on every test set.", set_bars, tested, colours)
     if scattered := [run for run in tested if _in_and_out(run)]:
-        caption = (
-            "Accuracy in and out of distribution: a point per group, a star for the mean. On the line nothing is lost."
-        )
-        yield picture("iid_ood", caption, iid_against_ood, scattered)
+        caption = "Accuracy in and out of distribution: a pale point per group, a large one for their mean. "
+        caption += "On the line nothing is lost."
+        yield picture("iid_ood", caption, iid_against_ood, scattered, colours)
     for measure, name, what in (
         ("accuracy", "examples_read", "Accuracy"),
         ("squared_error", "squared_error", "Squared error"),
     ):
-        after = {f"{run.label}, {stage}": run.after(stage, measure) for run in runs for stage in run.stages}
-        if after := {name: curve for name, curve in after.items() if curve}:
-            yield picture(name, f"{what} by the number of examples read before.", by_examples_read, after, measure)
+        after = {(run.label, stage): run.after(stage, measure) for run in runs for stage in run.stages}
+        if after := {both: curve for both, curve in after.items() if curve}:
+            caption = f"{what} by the number of examples read before."
+            yield picture(name, caption, by_examples_read, after, measure, colours)
     for run in tested:
         if any(len(run.groups(stage)) > 1 for stage in run.stages):
-            apart = f" Pale: incomplete training data ({', '.join(run.incomplete)})." if run.incomplete else ""
-            yield picture(f"groups {run.label}", f"{run.label}: accuracy by group.{apart}", group_bars, run)
+            apart = f" Hatched: incomplete training data ({', '.join(run.incomplete)})." if run.incomplete else ""
+            caption = f"{run.label}: accuracy by group.{apart}"
+            yield picture(f"groups {run.label}", caption, group_bars, run, colours[run.label])
 
 
 def curve_pictures(runs: Sequence[RunResults]) -> Iterator[Picture]:
-    """Yield the learning curves: training loss, validation accuracy or return."""
+    """Yield the learning curves: training loss, validation accuracy or return; a run without validation gets a note."""
+    for run in runs:
+        unseen = run.curves and not any(key.startswith("val") for key in run.curves)
+        if unseen and (len(runs) > 1 or run.why_not_validated):
+            run.notes.append(f"{run.label} has no validation curve{run.why_not_validated}.")
     for key, name, caption in (
         ("train/loss", "train_loss", "Training loss; pale: as logged, bold: mean of neighbouring points."),
         (
@@ -93,7 +106,7 @@ def curve_pictures(runs: Sequence[RunResults]) -> Iterator[Picture]:
         ("val_unseen/return", "val_unseen_return", "Mean return of the validation episodes in unseen worlds."),
     ):
         if curves := {run.label: run.curves[key] for run in runs if run.curves.get(key)}:
-            yield picture(name, caption, learning_curve, curves, key)
+            yield picture(name, caption, learning_curve, curves, key, run_colours(runs))
 
 
 def probe_pictures(runs: Sequence[RunResults]) -> Iterator[Picture]:
@@ -105,7 +118,8 @@ def probe_pictures(runs: Sequence[RunResults]) -> Iterator[Picture]:
             part = {name: panels[name] for name in names[first : first + PANELS]}
             more = f" ({first // PANELS + 1} of {-(-len(names) // PANELS)})" if len(names) > PANELS else ""
             pale = " Pale: the parts, bold: their mean." if any("/" in name for name in part) else ""
-            yield picture(f"{probe} scalars{more}", f"{probe} over training{more}.{pale}", small_multiples, part)
+            caption = f"{probe} over training{more}.{pale}"
+            yield picture(f"{probe} scalars{more}", caption, small_multiples, part, run_colours(runs))
         for run in runs:
             yield from last_figures(run, probe, len(runs) > 1)
 
@@ -145,36 +159,42 @@ def last_figures(run: RunResults, probe: str, name_run: bool) -> Iterator[Pictur
             run.notes.append(f"{probe}, step {step:,}: the figure {name!r} cannot be drawn ({error}).")
 
 
-def set_bars(runs: Sequence[RunResults]) -> Figure:
+def set_bars(runs: Sequence[RunResults], colours: dict[str, str]) -> Figure:
     """Draw the mean accuracy of every test set as horizontal bars, the runs side by side."""
     rows = {run.label: {stage: f"{stage}\n({_role(run, stage)})" for stage in run.stages} for run in runs}
     names = dict.fromkeys(name for by_stage in rows.values() for name in by_stage.values())
     series = {
         run.label: {rows[run.label][s]: a for s in run.stages if (a := run.accuracy(s)) is not None} for run in runs
     }
-    return _bars(sorted(names, key=lambda name: "(OOD)" in name), series)
+    return _bars(sorted(names, key=lambda name: "(OOD)" in name), series, [colours[label] for label in series])
 
 
-def group_bars(run: RunResults) -> Figure:
-    """Draw the accuracy of every group as horizontal bars, the test sets side by side."""
+def group_bars(run: RunResults, colour: str) -> Figure:
+    """Draw the accuracy of every group as horizontal bars, the test sets side by side in tints of the run's colour."""
+    from matplotlib.colors import to_hex, to_rgb
+
     series = {f"{stage} ({_role(run, stage)})": run.groups(stage) for stage in run.stages}
     names = sorted({name for groups in series.values() for name in groups}, key=natural)
-    return _bars(names, series, pale=run.incomplete)
+    tints = [to_hex([1 - (1 - part) * (1 - i / len(series)) for part in to_rgb(colour)]) for i in range(len(series))]
+    return _bars(names, series, tints, hatched=run.incomplete)
 
 
-def _bars(names: Sequence[str], series: dict[str, dict[str, float]], pale: Sequence[str] = ()) -> Figure:
+def _bars(
+    names: Sequence[str], series: dict[str, dict[str, float]], colours: Sequence[str], hatched: Sequence[str] = ()
+) -> Figure:
     """Draw accuracies (0 to 1) as horizontal bars with their numbers: a row per name, the series side by side."""
     thickness = 0.8 / len(series)
     across = max(1, min(3, 54 // (max(map(len, series)) + 8)))  # labels side by side in the legend
     figure, axes = empty_figure(0.7 + 0.2 * -(-len(series) // across) + len(names) * (0.12 + 0.18 * len(series)))
-    for i, ((label, values), colour) in enumerate(zip(series.items(), cycle(COLOURS), strict=False)):
+    for i, ((label, values), colour) in enumerate(zip(series.items(), colours, strict=True)):
         axes.barh(0, 0, color=colour, label=label)
         for row, name in enumerate(names):
-            if name in values:
-                y, value = row + (i - (len(series) - 1) / 2) * thickness, 100 * values[name]
-                axes.barh(y, value, thickness * 0.92, color=colour, alpha=0.35 if name in pale else 1.0)
-                behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}
-                axes.text(value + 1, y, f"{value:.1f}", va="center", fontsize=7.5, color="#333333", bbox=behind)
+            y, value = row + (i - (len(series) - 1) / 2) * thickness, 100 * values.get(name, 0.0)
+            told = f"{value:.1f}" if name in values else "none"  # no examples are another thing than none right
+            hatch = {"hatch": "/////", "edgecolor": "white", "linewidth": 0} if name in hatched else {}
+            axes.barh(y, value, thickness * 0.92, color=colour, **hatch)
+            behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}
+            axes.text(value + 1, y, told, va="center", fontsize=7.5, color="#333333", bbox=behind)
     axes.set_yticks(range(len(names)), names)
     axes.set(ylim=(len(names) - 0.4, -0.6), xlim=(0, 110), xticks=range(0, 101, 20), xlabel="accuracy (%)")
     axes.grid(visible=False, axis="y")
@@ -192,17 +212,19 @@ def _in_and_out(run: RunResults) -> list[tuple[str, str]]:
     return [(inside, stage) for stage, result in run.stages.items() if inside and result.get("ood")]
 
 
-def by_examples_read(curves: dict[str, Curve], measure: str) -> Figure:
-    """Draw accuracy or squared error after n examples of a stream, a curve per run and test set."""
+def by_examples_read(curves: dict[tuple[str, str], Curve], measure: str, colours: dict[str, str]) -> Figure:
+    """Draw accuracy or squared error after n examples of a stream, a curve per (run, test set)."""
     figure, axes = empty_figure(2.8 + 0.2 * len(curves))
-    for (label, curve), colour in zip(curves.items(), cycle(COLOURS), strict=False):
+    dashes = dict(zip(dict.fromkeys(stage for _, stage in curves), cycle(DASHES), strict=False))
+    for (run, stage), curve in curves.items():
         scale = 100 if measure == "accuracy" else 1
-        axes.plot([n for n, _ in curve], [scale * a for _, a in curve], "o-", ms=3, color=colour, label=label)
+        style = {"marker": "o", "markersize": 3, "linestyle": dashes[stage], "color": colours[run]}
+        axes.plot([n for n, _ in curve], [scale * a for _, a in curve], **style, label=f"{run}, {stage}")
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xticks(ticks := sorted({n for curve in curves.values() for n, _ in curve}), [str(n) for n in ticks])
     axes.set_xlabel("examples read before")
     if measure == "accuracy":
-        axes.set(ylabel="accuracy (%)", ylim=(0, 100))
+        axes.set(ylabel="accuracy (%)", ylim=(-2, 102))
     else:
         axes.set(ylabel="mean squared error", yscale="log")
     axes.xaxis.minorticks_off()
@@ -210,21 +232,24 @@ def by_examples_read(curves: dict[str, Curve], measure: str) -> Figure:
     return figure
 
 
-def iid_against_ood(runs: Sequence[RunResults]) -> Figure:
-    """Draw the accuracy out of distribution over that in distribution: a point per group, a star per mean."""
+def iid_against_ood(runs: Sequence[RunResults], colours: dict[str, str]) -> Figure:
+    """Draw the accuracy out of distribution over that in distribution: a pale point per group, a large one per mean.
+
+    The colour is the run's, the marker the test set's.
+    """
     figure, axes = empty_figure(WIDTH * 0.92)
     axes.plot([0, 100], [0, 100], color="#999999", linewidth=1, zorder=1)
     series = [(run, inside, outside) for run in runs for inside, outside in _in_and_out(run)]
-    for (run, inside, outside), colour in zip(series, cycle(COLOURS), strict=False):
+    markers = dict(zip(dict.fromkeys(outside for *_, outside in series), cycle(MARKERS), strict=False))
+    for run, inside, outside in series:
         x, y = run.groups(inside), run.groups(outside)
         shared = [name for name in x if name in y]
-        axes.scatter(
-            [100 * x[n] for n in shared], [100 * y[n] for n in shared], s=22, color=colour, alpha=0.6, linewidths=0
-        )
+        style = {"marker": markers[outside], "color": colours[run.label]}
+        axes.scatter([100 * x[n] for n in shared], [100 * y[n] for n in shared], s=18, alpha=0.4, linewidths=0, **style)
         mean = (100 * (run.accuracy(inside) or 0.0), 100 * (run.accuracy(outside) or 0.0))
         label = f"{outside}, mean {mean[1]:.1f} (IID {mean[0]:.1f})"
         label = f"{run.label}: {label}" if len(runs) > 1 else label
-        axes.scatter(*mean, s=130, marker="*", color=colour, edgecolors="white", linewidths=0.7, label=label, zorder=3)
+        axes.scatter(*mean, s=80, edgecolors="white", linewidths=0.7, label=label, zorder=3, **style)
         # Only the groups that lose most are named, and only among few points, so that names do not lie on each other.
         for name in sorted(shared, key=lambda n: y[n] - x[n])[: 3 if len(series) < 3 else 0]:
             if x[name] - y[name] > 0.05:
@@ -239,13 +264,17 @@ def iid_against_ood(runs: Sequence[RunResults]) -> Figure:
     return figure
 
 
-def learning_curve(curves: dict[str, Curve], key: str) -> Figure:
-    """Draw one logged value over the steps, a line per run; those of training with their running mean."""
+def learning_curve(curves: dict[str, Curve], key: str, colours: dict[str, str]) -> Figure:
+    """Draw one logged value over the steps, a line per run; those of training with their running mean.
+
+    Where the report has several runs, a legend names even the only one that has such a curve.
+    """
     from matplotlib.ticker import LogLocator, NullLocator
 
     figure, axes = empty_figure(3.0)
     loss, accuracy = key.endswith(("loss", "cloning")), key.endswith("accuracy")
-    for (label, points), colour in zip(curves.items(), cycle(COLOURS), strict=False):
+    for label, points in curves.items():
+        colour = colours[label]
         steps = [step for step, _ in points]
         values = [100 * value if accuracy else value for _, value in points]
         training = key.startswith("train/")
@@ -261,8 +290,10 @@ def learning_curve(curves: dict[str, Curve], key: str) -> Figure:
     kinds = {"train/loss": "training loss (nats)", "train/cloning": "mean square of the deviation"}
     kind = "validation accuracy (%)" if accuracy else kinds.get(key, key.rpartition("/")[2])
     axes.set(xlabel="step", ylabel=kind)
+    if accuracy:
+        axes.set_ylim(-2, 102)
     _count_steps(axes)
-    if len(curves) > 1:
+    if len(colours) > 1:
         figure.legend(loc="outside upper center")
     return figure
 
@@ -273,7 +304,7 @@ def running_mean(values: Sequence[float], reach: int) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
-def small_multiples(panels: dict[str, dict[str, list[Curve]]]) -> Figure:
+def small_multiples(panels: dict[str, dict[str, list[Curve]]], colours: dict[str, str]) -> Figure:
     """Draw scalars over steps, a panel per scalar and a line per run; parts are pale, their mean bold."""
     from matplotlib.figure import Figure
 
@@ -282,17 +313,21 @@ def small_multiples(panels: dict[str, dict[str, list[Curve]]]) -> Figure:
     figure = Figure(figsize=(WIDTH, 0.6 + 1.5 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes, (name, by_run) in zip(grid.flat, panels.items(), strict=False):
-        for (label, curves), colour in zip(by_run.items(), cycle(COLOURS), strict=False):
+        for label, curves in by_run.items():
+            colour = colours[label]
             for curve in curves if "/" in name else []:
                 axes.plot(*zip(*curve, strict=True), color=colour, alpha=0.2, linewidth=0.8)
             axes.plot(*zip(*mean_curve(curves), strict=True), color=colour, label=label, marker="o", markersize=2.5)
+        values = [value for curves in by_run.values() for curve in curves for _, value in curve]
+        if SHARES.search(name) and min(values) >= 0 and max(values) <= 1:
+            axes.set_ylim(-0.04, 1.04)
         axes.set_title(name, fontsize=8)
         axes.tick_params(labelsize=7.5)
         _count_steps(axes)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     lines = {line.get_label(): line for axes in figure.axes for line in axes.get_legend_handles_labels()[0]}
-    if len(lines) > 1:
+    if len(colours) > 1:
         figure.legend(list(lines.values()), list(map(str, lines)), loc="outside upper center")
     figure.supxlabel("step", fontsize=8)
     return figure

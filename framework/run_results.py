@@ -158,6 +158,18 @@ class RunResults:
         setting = self.metrics.get("setting")
         return setting if isinstance(setting, dict) else {}
 
+    @property
+    def why_not_validated(self) -> str:
+        """Why the run has no validation curve, to be added to a sentence; empty where it is not known."""
+        trainer = _entry(self.config, "trainer")
+        every = _number(_entry(trainer, "val_check_interval"))
+        if _entry(trainer, "limit_val_batches") == 0:
+            return ": its validation is off (trainer.limit_val_batches: 0)"
+        batches = (self.steps or 0) * (_number(_entry(trainer, "accumulate_grad_batches")) or 1)
+        if isinstance(every, int) and batches < every:
+            return f": the first is after {every:,} batches (trainer.val_check_interval), it has trained on {batches:,}"
+        return ""
+
     def measure(self, stage: str, name: str) -> float | None:
         """Return ``loss`` or one of `OTHER_MEASURES` of a test set, or its ``error`` (1 less the accuracy)."""
         if name != "error":
