@@ -175,7 +175,8 @@ def group_bars(run: RunResults, colour: str) -> Figure:
 
     series = {f"{stage} ({_role(run, stage)})": run.groups(stage) for stage in run.stages}
     names = sorted({name for groups in series.values() for name in groups}, key=natural)
-    tints = [to_hex([1 - (1 - part) * (1 - i / len(series)) for part in to_rgb(colour)]) for i in range(len(series))]
+    (r, g, b), shares = to_rgb(colour), [1 - i / len(series) for i in range(len(series))]
+    tints = [to_hex((1 - share * (1 - r), 1 - share * (1 - g), 1 - share * (1 - b))) for share in shares]
     return _bars(names, series, tints, hatched=run.incomplete)
 
 
@@ -191,7 +192,7 @@ def _bars(
         for row, name in enumerate(names):
             y, value = row + (i - (len(series) - 1) / 2) * thickness, 100 * values.get(name, 0.0)
             told = f"{value:.1f}" if name in values else "none"  # no examples are another thing than none right
-            hatch = {"hatch": "/////", "edgecolor": "white", "linewidth": 0} if name in hatched else {}
+            hatch: dict[str, Any] = {"hatch": "/////", "edgecolor": "white", "linewidth": 0} if name in hatched else {}
             axes.barh(y, value, thickness * 0.92, color=colour, **hatch)
             behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}
             axes.text(value + 1, y, told, va="center", fontsize=7.5, color="#333333", bbox=behind)
@@ -218,7 +219,7 @@ def by_examples_read(curves: dict[tuple[str, str], Curve], measure: str, colours
     dashes = dict(zip(dict.fromkeys(stage for _, stage in curves), cycle(DASHES), strict=False))
     for (run, stage), curve in curves.items():
         scale = 100 if measure == "accuracy" else 1
-        style = {"marker": "o", "markersize": 3, "linestyle": dashes[stage], "color": colours[run]}
+        style: dict[str, Any] = {"marker": "o", "markersize": 3, "linestyle": dashes[stage], "color": colours[run]}
         axes.plot([n for n, _ in curve], [scale * a for _, a in curve], **style, label=f"{run}, {stage}")
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xticks(ticks := sorted({n for curve in curves.values() for n, _ in curve}), [str(n) for n in ticks])
@@ -244,7 +245,7 @@ def iid_against_ood(runs: Sequence[RunResults], colours: dict[str, str]) -> Figu
     for run, inside, outside in series:
         x, y = run.groups(inside), run.groups(outside)
         shared = [name for name in x if name in y]
-        style = {"marker": markers[outside], "color": colours[run.label]}
+        style: dict[str, Any] = {"marker": markers[outside], "color": colours[run.label]}
         axes.scatter([100 * x[n] for n in shared], [100 * y[n] for n in shared], s=18, alpha=0.4, linewidths=0, **style)
         mean = (100 * (run.accuracy(inside) or 0.0), 100 * (run.accuracy(outside) or 0.0))
         label = f"{outside}, mean {mean[1]:.1f} (IID {mean[0]:.1f})"

@@ -148,7 +148,7 @@ class RunResults:
     @property
     def sweep(self) -> dict[str, Any]:
         """What the recipe says of the option that it sweeps; empty where it sweeps none or the data differ."""
-        sweep = None if self.other_data else _entry(self.config, "recipe", "sweep")
+        sweep: Any = None if self.other_data else _entry(self.config, "recipe", "sweep")
         usable = isinstance(sweep, dict) and sweep.get("option") and isinstance(sweep.get("values"), list)
         return sweep if usable else {}
 
