@@ -280,6 +280,7 @@ def exception_report(match: dict[str, float], history: Sequence[Sequence[float]]
         "title": "Exceptions answered by the rule, and as the exceptions they are",
         "xlabel": "measurement",
         "ylabel": "exact match",
+        "ylim": [0, 1],
         "x": list(range(1, len(history) + 1)),
         "series": curves,
     }
@@ -298,6 +299,7 @@ def _bars(scalars: dict[str, float], names: dict[str, str]) -> dict[str, Any]:
         "title": "Predictions that agree",
         "xlabel": "",
         "ylabel": "share of examples",
+        "ylim": [0, 1],
         "x": list(names),
         "series": {label: [scalars[key] for key in keys] for label, keys in series.items()},
     }

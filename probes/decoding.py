@@ -338,7 +338,7 @@ def _figures(table: dict[str, dict[str, float]], online: dict[str, Any], uniform
         "scrambled network": "scrambled_compression",
     }
     return {
-        "accuracy": bars("Accuracy of linear decoding", "share of held-out labels", accuracy),
+        "accuracy": {**bars("Accuracy of linear decoding", "share of held-out labels", accuracy), "ylim": [0, 1]},
         "compression": bars("Compression of the labels", "uniform / online codelength", compression),
         "online": {
             "kind": "line",

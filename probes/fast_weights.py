@@ -246,6 +246,7 @@ def _figures(tables: dict[str, Any]) -> dict[str, dict[str, Any]]:
             **recall,
             "title": "Recall of an association by its age",
             "ylabel": "share whose nearest stored value is right",
+            "ylim": [0, 1],
             "series": {
                 "asked for its value": ages["recall_accuracy"],
                 "another's value": ages["recall_accuracy_control"],

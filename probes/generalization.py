@@ -262,6 +262,7 @@ def _figures(
             "title": "Exact match in and out of distribution",
             "xlabel": "set of examples",
             "ylabel": "exact match",
+            "ylim": [0, 1],
             "x": names,
             "series": series,
         }
@@ -273,6 +274,7 @@ def _figures(
             "title": "Exact match by length",
             "xlabel": "length or depth",
             "ylabel": "exact match",
+            "ylim": [0, 1],
             "x": lengths,
             "series": {name: [curve.get(n, (None,))[0] for n in lengths] for name, curve in curves.items()},
         }

@@ -311,7 +311,7 @@ def _figures(scalars: dict[str, float], names: Sequence[str], table: dict[str, l
         "scrambled_das": "DAS, shuffled",
     }  # fmt: skip
     n = len(table["block"])
-    frame = {"kind": "bar", "ylabel": "IIA"}
+    frame = {"kind": "bar", "ylabel": "IIA", "ylim": [0, 1]}
     return {
         "iia": {
             **frame,

@@ -30,7 +30,7 @@ def draw(spec: dict[str, Any]) -> Figure:
 
     Args:
         spec: as `ProbeResult` describes: `kind` "line", "bar" or "heatmap", `title`, `xlabel`, `ylabel`, `x`, and
-            `series` or (heatmap) `y` and `values`. None stands for a missing number.
+            `series` or (heatmap) `y` and `values`; of lines and bars maybe `ylim`. None stands for a missing number.
 
     Returns:
         A matplotlib figure that is not registered with pyplot, so nothing has to be closed.
@@ -54,12 +54,20 @@ def draw(spec: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(min(wide, 16.0), min(tall, 14.0)), layout="constrained", dpi=120)
     axes = figure.add_subplot()
     painters[spec["kind"]](axes, spec)
+    if low_high := spec.get("ylim"):
+        _whole_axis(axes, *low_high)
     axes.set(title=spec.get("title", ""), xlabel=spec.get("xlabel", ""), ylabel=spec.get("ylabel", ""))
     return figure
 
 
 def _numbers(values: list[float | None]) -> list[float]:
     return [math.nan if value is None else value for value in values]
+
+
+def _whole_axis(axes: Axes, low: float, high: float) -> None:
+    """All that can be reached, so that small numbers look small; a little more, so that no line hides in the frame."""
+    room = 0.03 * (high - low)
+    axes.set_ylim(low if axes.patches else low - room, high + room)
 
 
 def _plain_frame(axes: Axes) -> None:

@@ -21,7 +21,8 @@ class ProbeResult:
         tables: name to table, a dictionary of columns or a list of rows.
         figures: name to figure, drawn by `algornn.probes.plots.draw`. A figure is a dictionary with the keys `kind`
             ("line", "bar" or "heatmap"), `title`, `xlabel`, `ylabel`, `x`, and either `series` (name to list of
-            numbers as long as `x`) or, for a heatmap, `y` and `values` (rows `y`, columns `x`).
+            numbers as long as `x`) or, for a heatmap, `y` and `values` (rows `y`, columns `x`). Lines and bars may have
+            `ylim`, the least and the largest possible number, such as [0, 1] for an accuracy.
         failures: one sentence per control that failed: what it shows, and what the reader must not conclude. A result
             with failures is logged with `failed_controls` above 0, and the report prints them beside its numbers.
     """

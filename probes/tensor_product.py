@@ -361,6 +361,7 @@ def _figures(table: list[dict[str, Any]], mean: float) -> dict[str, dict[str, An
             "title": "Decisions kept with the reconstruction in place",
             "xlabel": "role scheme",
             "ylabel": "share of held-out examples",
+            "ylim": [0, 1],
             "x": [*names, "mean activation"],
             "series": {"as before": [*(row["substitution_accuracy"] for row in table), mean]},
         }

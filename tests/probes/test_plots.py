@@ -36,6 +36,14 @@ def test_lines_show_their_numbers_and_gaps():
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["a", "b"]
 
 
+@pytest.mark.parametrize("kind", ["line", "bar"])
+def test_an_accuracy_of_nothing_looks_small(kind):
+    spec = {"kind": kind, "x": [1, 2], "series": {"a": [0.0, 0.0]}}
+    low, high = draw({**spec, "ylim": [0, 1]}).axes[0].get_ylim()
+    assert low <= 0 < 1 <= high < 1.1
+    assert draw(spec).axes[0].get_ylim()[1] < 0.5
+
+
 def test_heatmaps_show_rows_by_columns():
     figure = draw({"kind": "heatmap", "x": ["p", "q"], "y": ["r"], "values": [[0.25, None]]})
     axes = figure.axes[0]
