@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from algornn.checkpoints import read_checkpoint
 from algornn.probes import Probe, ProbeResult
+from algornn.report_figures import file_stem
 
 
 def main(args: list[str]) -> None:
@@ -160,7 +161,7 @@ def drawn(result: ProbeResult, path: Path) -> list[Path]:
     """Draw the result's figures beside its file and return their paths."""
     from algornn.probes.plots import draw
 
-    files = [path.with_name(f"{path.stem} {name.replace('/', ' ')}.png") for name in result.figures]
+    files = [path.with_name(f"{file_stem(f'{path.stem} {name}')}.png") for name in result.figures]
     for file, spec in zip(files, result.figures.values(), strict=True):
         draw(spec).savefig(file)
     return files

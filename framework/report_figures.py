@@ -367,4 +367,9 @@ def picture(
     image = io.BytesIO()
     with context(["default", STYLE if style is None else style]):
         draw(*data).savefig(image, format="png", dpi=DPI, metadata={"Software": None})
-    return Picture(re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_").lower(), caption, image.getvalue())
+    return Picture(file_stem(name), caption, image.getvalue())
+
+
+def file_stem(name: str) -> str:
+    """Return the name of a picture's file, which needs no quotes in a shell: letters, digits and underscores."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_").lower()

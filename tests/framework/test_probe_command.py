@@ -1,6 +1,7 @@
 """`algornn probe`: the numbers of the training, of any model, and what it refuses."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -67,6 +68,8 @@ def test_a_checkpoint_gives_the_numbers_of_the_training(run, tmp_path, capsys):
     pictures = sorted(tmp_path.glob("probes/fast_weight/*.png"))
     assert len(pictures) == len(found["figures"]) > 0
     assert all(str(picture) in printed for picture in pictures)
+    assert "step_60_recall_error.png" in [picture.name for picture in pictures]
+    assert all(re.fullmatch(r"\w+", picture.stem) for picture in pictures)
 
 
 def test_a_result_of_the_training_is_not_overwritten(run, capsys):
