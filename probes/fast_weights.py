@@ -225,39 +225,39 @@ def _report(parts: list[dict[str, Tensor]]) -> ProbeResult:
     age = joined.pop("age")
     by_age: dict[str, list[float]] = {"age": list(range(int(age.max()) + 1 if len(age) else 0))}
     by_age["count"] = torch.bincount(age).tolist()
+    # A memory may write two kinds of association in turn, as the tensor-product memory does (e1 r1 -> e2, and back
+    # e2 r3 -> e1): one kind has the even ages, the other the odd ones, and a line through all would zigzag.
+    by_two: dict[str, list[float]] = {"age": [min(i + 0.5, by_age["age"][-1]) for i in by_age["age"][::2]]}
     scalars = {}
     for key, value in joined.items():
-        known = value.isfinite()
-        scalars[key] = float(value[known].double().mean())
+        scalars[key] = float(value[value.isfinite()].double().mean())
         if key.startswith("recall"):
-            zeros = torch.zeros(len(by_age["age"]), dtype=torch.float64)
-            count = torch.bincount(age[known], minlength=len(zeros))
-            by_age[key] = (zeros.index_add(0, age[known], value[known]) / count).tolist()
-    spectrum = (sigma / sigma[:, :1].where(sigma[:, :1] > 0, 1)).nanmean(0)
-    tables = {"recall_by_age": by_age, "spectrum": spectrum.tolist()}
-    return ProbeResult(scalars, tables, _figures(tables))
+            by_age[key], by_two[key] = _means(value, age), _means(value, age // 2)
+    spectrum = (sigma / sigma[:, :1].where(sigma[:, :1] > 0, 1)).nanmean(0).tolist()
+    return ProbeResult(scalars, {"recall_by_age": by_age, "spectrum": spectrum}, _figures(by_two, spectrum))
 
 
-def _figures(tables: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    ages, spectrum = tables["recall_by_age"], tables["spectrum"]
-    recall = {"kind": "line", "xlabel": "age (later writes)", "x": ages["age"]}
+def _means(value: Tensor, place: Tensor) -> list[float]:
+    """Means of the finite values at each place from 0 on."""
+    known = value.isfinite()
+    zeros = torch.zeros(int(place.max()) + 1 if len(place) else 0, dtype=torch.float64)
+    count = torch.bincount(place[known], minlength=len(zeros))
+    means: list[float] = (zeros.index_add(0, place[known], value[known]) / count).tolist()
+    return means
+
+
+def _figures(by_two: dict[str, list[float]], spectrum: list[float]) -> dict[str, dict[str, Any]]:
+    xlabel = "age (later writes); each point is the mean over two neighbouring ages"
+
+    def recall(key: str, title: str, ylabel: str) -> dict[str, Any]:
+        series = {"stored value": by_two[key], "control: value of another write": by_two[f"{key}_control"]}
+        frame = {"kind": "line", "title": title, "xlabel": xlabel, "ylabel": ylabel}
+        return {**frame, "x": by_two["age"], "series": series}
+
+    accuracy = recall("recall_accuracy", "Recall of an association by its age", "share whose nearest value is right")
     return {
-        "recall_accuracy": {
-            **recall,
-            "title": "Recall of an association by its age",
-            "ylabel": "share whose nearest stored value is right",
-            "ylim": [0, 1],
-            "series": {
-                "asked for its value": ages["recall_accuracy"],
-                "another's value": ages["recall_accuracy_control"],
-            },
-        },
-        "recall_error": {
-            **recall,
-            "title": "Error of recall by age",
-            "ylabel": "squared error / squared norm of the value",
-            "series": {"asked for its value": ages["recall_error"], "another's value": ages["recall_error_control"]},
-        },
+        "recall_accuracy": {**accuracy, "ylim": [0, 1]},
+        "recall_error": recall("recall_error", "Error of recall by age", "squared error / squared norm of the value"),
         "spectrum": {
             "kind": "line",
             "title": "Singular values of the state",

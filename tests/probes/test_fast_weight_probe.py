@@ -113,6 +113,18 @@ def test_interference_meets_the_welch_bound_on_a_tight_frame():
     assert random_keys["interference"] > random_keys["interference_floor"]
 
 
+def test_two_kinds_of_writes_in_turn_are_drawn_without_a_zigzag():
+    keys, values = torch.eye(5)[None].double(), unit(1, 5, 7, seed=12)
+    state = keys.clone()
+    state[:, 1::2] = 0  # every other association is lost
+    result = measure(FastWeightTrace(keys, values, torch.ones(1, 5), state.transpose(1, 2) @ values))
+    figure = result.figures["recall_error"]
+    assert result.tables["recall_by_age"]["recall_error"] == pytest.approx([0, 1, 0, 1, 0])
+    assert figure["x"] == [0.5, 2.5, 4.0]
+    assert figure["series"]["stored value"] == pytest.approx([0.5, 0.5, 0.0])
+    assert list(figure["series"])[1].startswith("control: ")
+
+
 def test_zero_keys_are_left_out():
     keys, values = unit(3, 6, 5, seed=10), unit(3, 6, 4, seed=11)
     plain = sum_rule(keys, values)
