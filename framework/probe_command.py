@@ -61,7 +61,7 @@ def main(args: list[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is better known before
     result = probe.run(on_device(model, config.device), loader, path.parent)
     print(text_of(result), flush=True)
-    result.save(path, name=probe.name, step=step)
+    result.save(path, name=probe.name, about=probe.about, step=step)
     print(f"\nresult: {path}" + "".join(f"\npicture: {p}" for p in drawn(result, path)))
 
 

@@ -149,9 +149,11 @@ def last_figures(run: RunResults, probe: str, name_run: bool) -> Iterator[Pictur
     if probe not in run.probes:
         return
     step = max(run.probes[probe])
-    specs = run.probes[probe][step].get("figures")
+    artefact = run.probes[probe][step]
+    specs, about = artefact.get("figures"), str(artefact.get("about") or "")
     for name, spec in (specs if isinstance(specs, dict) else {}).items():
-        caption = f"{probe}: {name} ({f'{run.label}, ' if name_run else ''}step {step:,})."
+        title = str((spec.get("title") if isinstance(spec, dict) else "") or name)
+        caption = f"{title} ({probe}, {f'{run.label}, ' if name_run else ''}step {step:,}). {about}".strip()
         try:
             # The probes' figures bring their own style.
             yield picture(f"{probe} {name} {run.label if name_run else ''}", caption, draw, spec, style={})

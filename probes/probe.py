@@ -100,6 +100,11 @@ class Probe(Callback):
         self._attended = -1
         self._tick = self._seconds = 0.0
 
+    @property
+    def about(self) -> str:
+        """What the probe shows: the first line of its class's docstring."""
+        return (type(self).__doc__ or "").strip().partition("\n")[0]
+
     @abstractmethod
     def measure(self, subject: Subject) -> ProbeResult:
         """Measure the model; all that a new probe writes.
@@ -283,7 +288,8 @@ class Probe(Callback):
         if trainer.is_global_zero:
             step, folder = trainer.global_step, self._folder(trainer)
             try:
-                result.save(folder / f"step={step}.json", name=self.name, step=step, seconds=self._seconds)
+                about = {"name": self.name, "about": self.about, "step": step, "seconds": self._seconds}
+                result.save(folder / f"step={step}.json", **about)
             except OSError as error:  # a full disk is no reason to end the training
                 rank_zero_warn(f"Probe {self.name!r} cannot write its result of step {step}: {error}.")
 

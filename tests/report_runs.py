@@ -71,7 +71,7 @@ def artefact(scalars: dict[str, float], step: int) -> dict:
         "overlap": heat | {"values": overlap},
         "kept": bars | {"series": {"kept": [0.2, 0.6], "chance": [0.5, None]}},
     }
-    return {"name": "P", "step": step, "scalars": scalars, "tables": {}, "figures": figures}
+    return {"name": "P", "about": "What P shows.", "step": step, "scalars": scalars, "tables": {}, "figures": figures}
 
 
 def write_run(folder: Path, seed: int = 1, finished: bool = True, steps: int = 100_000, **changes) -> Path:

@@ -356,6 +356,11 @@ def test_probe_measured_once_has_figures_but_no_curve(tmp_path):
     assert names == {f"{probe}_{figure}" for probe in ("fast_weight", "weight_mask") for figure in FIGURES}
 
 
+def test_the_caption_of_a_probes_figure_says_what_is_seen(reported):
+    captions = re.findall("<figcaption>(.*?)</figcaption>", (reported / "report/report.html").read_text())
+    assert "Recall by age (fast_weight, step 100,000). What P shows." in captions
+
+
 def test_a_changed_network_is_no_seed_of_the_recipe_and_gets_no_verdict(tmp_path):
     from algornn.report import published_against_measured
 
