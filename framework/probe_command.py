@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
@@ -39,7 +40,10 @@ def main(args: list[str]) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to measure")
     parser.add_argument("--out", type=Path | None, help="folder of the result; default: the run folder, else this one")
     parser.add_subclass_arguments(Probe, "probe", required=True, help="the probe: a class name, and --probe.ARGUMENT")
-    config = parser.parse_args(args)
+    try:
+        config = parser.parse_args(args)
+    except ArgumentError as error:
+        raise _what_the_probe_needs(error) from error
     if (config.run_dir is None) == (config.model is None):
         raise ValueError("Give --run_dir RUN for a trained run, or --model module:factory for a model of your own.")
     if config.run_dir is not None:
@@ -63,6 +67,17 @@ def main(args: list[str]) -> None:
     print(text_of(result), flush=True)
     result.save(path, name=probe.name, about=probe.about, step=step)
     print(f"\nresult: {path}" + "".join(f"\npicture: {p}" for p in drawn(result, path)))
+
+
+def _what_the_probe_needs(error: ArgumentError) -> Exception:
+    """Name the options of the arguments that a probe's class lacks; any other error stays as it is."""
+    lacking = re.search(r"class_path '[\w.]*?(\w+)':\s+the following arguments are required: ([\w, ]+)", str(error))
+    if lacking is None:
+        return error
+    examples = {"site": " 'model.encoder'", "sites": """ '["model.encoder"]'"""}
+    options = [f"--probe.{name}{examples.get(name, ' ...')}" for name in lacking[2].split(", ")]
+    hint = " (a wrong site is answered with the right ones)" if "site" in lacking[2] else ""
+    return ValueError(f"{lacking[1]} needs {lacking[2].strip()}: give {' and '.join(options)}{hint}.")
 
 
 def from_run(run: Path, ckpt_path: str, stage: str) -> tuple[L.LightningModule, Iterable[Any], int]:

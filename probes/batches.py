@@ -146,8 +146,13 @@ def group_name(value: int, names: Sequence[str]) -> str:
     return names[value] if 0 <= value < len(names) else f"group {value}"
 
 
-def field_of(batch: Any, field: str | int | Callable[[Any], Any]) -> Any:
+def field_of(batch: Any, field: str | int | Callable[[Any], Any], option: str = "") -> Any:
     """A field of a batch: by its name or key, by its place in a tuple, or by a function of the batch.
+
+    Args:
+        batch: any batch.
+        field: which.
+        option: the probe's argument that names the field, for the message.
 
     Raises:
         ValueError: the batch has no such field; the message lists those that it has.
@@ -159,8 +164,10 @@ def field_of(batch: Any, field: str | int | Callable[[Any], Any]) -> Any:
     except (AttributeError, KeyError, IndexError, TypeError):
         names = list(batch) if isinstance(batch, Mapping) else getattr(batch, "_fields", None)
         offers = names or (f"0 to {len(batch) - 1}" if isinstance(batch, (tuple, list)) else list(vars(batch)))
+        mend = f" Name one of them by {option}=... (--probe.{option} for `algornn probe`)." if option else ""
         raise ValueError(
-            f"A {type(batch).__name__} has no field {field!r}; it has {offers}. A function of the batch will do, too."
+            f"A {type(batch).__name__} has no field {field!r}; it has {offers}.{mend} A function of the batch will do, "
+            "too."
         ) from None
 
 

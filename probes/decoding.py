@@ -191,7 +191,7 @@ def integers_of(batch: Any, field: str | int | Callable[[Any], Any], name: str) 
     Raises:
         ValueError: it is absent, or no integers per example.
     """
-    value = field_of(batch, field)
+    value = field_of(batch, field, name)
     if not isinstance(value, Tensor) or not value.ndim or value.is_floating_point() or value.is_complex():
         found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"{name} must be a tensor of integers [B] or [B, T], got {found}; a function may make one.")

@@ -98,9 +98,9 @@ class GeneralizationGapProbe(Probe):
         batch = batches[index]
         answers = Answers(self.target, self.mask, self.predict, self.eos)
         predictions, targets = answers.of(subject, batch)
-        group = known(batch, ("group",)) if self.group is None else field_of(batch, self.group)
+        group = known(batch, ("group",)) if self.group is None else field_of(batch, self.group, "group")
         groups = [None] * len(targets) if group is None else [_name(g, batches.names) for g in _values(group)]
-        lengths = list(map(len, targets)) if self.length is None else _values(field_of(batch, self.length))
+        lengths = list(map(len, targets)) if self.length is None else _values(field_of(batch, self.length, "length"))
         columns = {"prediction": predictions, "target": targets, "group": groups, "length": lengths}
         for key in ("group", "length"):
             if len(columns[key]) != len(targets):

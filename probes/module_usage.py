@@ -82,7 +82,7 @@ class ModuleUsageProbe(Probe):
 
         def routed(index: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
             batch = subject.loader[index]
-            rules = field_of(batch, self.rule)
+            rules = field_of(batch, self.rule, "rule")
             return scores_of(subject.activations([self.site], batch)[self.site], rules, self.softmax, self.site)
 
         parts = subject.map(routed, range(len(subject.loader)))

@@ -60,7 +60,7 @@ class Answers:
             ValueError: the batch shows no targets, or they are no ids.
         """
         target = self.target if target is None else target
-        found = field_of(batch, target) if target is not None else known(batch, ("y", "answer", "target"))
+        found = field_of(batch, target, "target") if target is not None else known(batch, ("y", "answer", "target"))
         if found is None and isinstance(batch, (tuple, list)) and len(batch) == 2:
             found = batch[1]
         if not isinstance(found, Tensor) or found.is_floating_point() or found.ndim not in (1, 2):
@@ -100,7 +100,7 @@ class Answers:
 
     def _counts(self, batch: Any, targets: Tensor) -> Tensor:
         """Where the targets count."""
-        mask = field_of(batch, self.mask) if self.mask is not None else known(batch, ("target_mask",))
+        mask = field_of(batch, self.mask, "mask") if self.mask is not None else known(batch, ("target_mask",))
         counts = targets >= 0
         return counts & mask.bool() if isinstance(mask, Tensor) and mask.shape == targets.shape else counts
 

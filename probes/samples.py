@@ -56,7 +56,7 @@ def labels_of(batch: Any, field: Field, name: str) -> Tensor:
         TypeError: the field is no tensor of whole numbers; the message calls it `name`.
         ValueError: it has no or more than two dimensions.
     """
-    values = field_of(batch, field)
+    values = field_of(batch, field, name)
     if not isinstance(values, Tensor) or (values.is_floating_point() and not bool((values == values.round()).all())):
         kind = f"tensor of {values.dtype}" if isinstance(values, Tensor) else type(values).__name__
         raise TypeError(f"{name} must be a tensor of whole numbers [B] or [B, A], got a {kind}.")

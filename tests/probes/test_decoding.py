@@ -312,7 +312,7 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"label": "answer"}, "has no field 'answer'"),
+        ({"label": "answer"}, r"has no field 'answer'.* by label=... \(--probe.label for"),
         ({"label": lambda batch: batch.y.float()}, "label must be a tensor of integers"),
         ({"label": lambda batch: batch.y - 9}, "No label is 0 or above"),
         ({"types": "x"}, r"types must have the labels' shape \[8\], got \[8, 5\]"),
