@@ -40,7 +40,7 @@ USAGE = """usage: algornn COMMAND ...
   reproduce RECIPE --seeds N run a recipe over seeds and set the published numbers beside the measured ones
   probe --run_dir RUN --probe CLASS   ask a probe of a trained run, or of --model module:factory --data module:factory
   report RUN [RUN ...]       write report.html, pictures and a Markdown table
-  list models|probes|splits|recipes
+  list models|learners|probes|splits|recipes
 
 `algornn fit --help` lists every option. ALGORNN_TRACEBACK=1 shows the traceback of an error."""
 
@@ -285,27 +285,33 @@ def _checked_config(name: str) -> str:
 
 
 def list_names(what: str) -> list[str]:
-    """Return the names of the models, probes, splits or recipes with one line each.
+    """Return the names of the models, learners, probes, splits or recipes with one line each.
 
     Raises:
         ValueError: `what` is none of them.
     """
     if what == "recipes":
-        return [f"{name:24s} {recipes.about(name)}" for name in recipes.names()]
+        return _aligned({name: recipes.about(name) for name in recipes.names()})
     if what not in ROOMS:
-        raise ValueError(f"`algornn list` takes models, probes, splits or recipes, got {what!r}.")
+        raise ValueError(f"`algornn list` takes models, learners, probes, splits or recipes, got {what!r}.")
     room, base = ROOMS[what]
     classes = {name: getattr(room, name) for name in sorted(room.__all__)}
     listed = {name: c for name, c in classes.items() if isinstance(c, type) and issubclass(c, base) and c is not base}
     if what == "splits":
         listed = {name: c for name, c in listed.items() if hasattr(c, "splits")}
-    return [_line(name, c) for name, c in listed.items() if not issubclass(c, L.LightningModule)]
+    learners = what == "learners"
+    return _aligned({name: _about(c) for name, c in listed.items() if issubclass(c, L.LightningModule) == learners})
 
 
-def _line(name: str, listed: type) -> str:
+def _aligned(abouts: dict[str, str]) -> list[str]:
+    width = max(map(len, abouts), default=0)
+    return [f"{name:{width}s}  {about}" for name, about in abouts.items()]
+
+
+def _about(listed: type) -> str:
     splits = getattr(listed, "splits", ())
     about = (listed.__doc__ or "").strip().splitlines()[0]
-    return f"{name:24s} {about}" + (f" Splits: {', '.join(splits)}." if splits else "")
+    return about + (f" Splits: {', '.join(splits)}." if splits else "")
 
 
 def run(args: list[str]) -> None:

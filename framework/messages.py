@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from types import ModuleType
 
+import lightning
 import torch
 from jsonargparse import ArgumentError
 
@@ -16,6 +17,7 @@ import algornn.probes
 
 ROOMS: dict[str, tuple[ModuleType, type]] = {
     "models": (algornn, torch.nn.Module),
+    "learners": (algornn, lightning.LightningModule),
     "probes": (algornn.probes, algornn.probes.Probe),
     "splits": (algornn.datamodules, algornn.datamodules.SplitDataModule),
 }
@@ -48,7 +50,9 @@ def plain_sentence(error: BaseException) -> str:
             name = found[1] or found[2]
             known = [known for room, _ in ROOMS.values() for known in room.__all__]
             if name in known:
-                return f"{key}{name} is a class of another kind. `algornn list models|probes|splits` shows all."
+                return (
+                    f"{key}{name} is a class of another kind. `algornn list models|learners|probes|splits` shows all."
+                )
             meant = [n for n in known if n.endswith("Probe")] if key == "probe: " else known
             return f"{key}no class is named {name!r}{closest(name, meant)}."
         elif found := re.search(r"Multiple subclasses with name (\w+)", line):

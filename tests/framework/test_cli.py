@@ -246,7 +246,7 @@ def test_a_checkpoint_of_another_model_is_refused(run, capsys, tmp_path):
         (["fit", "--config", "quickstart", "--trainer.max_stepz", "3"], "--trainer.max_stepz"),
         (["fit", "--config", "quickstart", "--ckpt_path", "no.ckpt"], "No checkpoint at no.ckpt"),
         (["fit", "--config", "babi_all_tprrnn", "--data.data_dir", "nowhere"], "nowhere"),
-        (["list", "modells"], "models, probes, splits or recipes"),
+        (["list", "modells"], "models, learners, probes, splits or recipes"),
         (["report", "nowhere"], "nowhere"),
         (["reproduce", "quickstrat"], "did you mean 'quickstart'?"),
         (["reproduce", "quickstart", "--seeds", "0"], "at least 1"),
@@ -327,10 +327,15 @@ def test_a_name_that_torch_has_too_means_ours():
 
 
 def test_list_names_every_model_probe_split_and_recipe(capsys):
-    expected = {"models": "TPRRNN", "probes": "WeightMaskProbe", "splits": "BAbI", "recipes": "babi_all_tprrnn"}
-    for what, name in expected.items():
+    expected = {"models": "TPRRNN", "learners": "QuestionAnswering", "probes": "WeightMaskProbe", "splits": "BAbI"}
+    for what, name in (expected | {"recipes": "babi_all_tprrnn"}).items():
         assert cli.main(["list", what]) == 0
-        assert name in capsys.readouterr().out
+        lines = capsys.readouterr().out.splitlines()
+        abouts = dict(line.split(maxsplit=1) for line in lines)
+        assert name in abouts
+        starts = {line.index(about, len(listed)) for line, (listed, about) in zip(lines, abouts.items(), strict=True)}
+        assert len(starts) == 1, "one column of descriptions"
+        assert what in ("learners", "recipes") or "QuestionAnswering" not in abouts
 
 
 @pytest.mark.parametrize("name", recipes.names())
