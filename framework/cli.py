@@ -28,6 +28,7 @@ from algornn.predictions import PredictionWriter
 from algornn.probes.probe import refuse_namesakes
 from algornn.probes.subject import ProbeError
 from algornn.run import Recipe, RunRecord, new_run_folder, read_config
+from algornn.run_folder import check_run_folder
 
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 # Classes of ours whose names torch has, too: on the command line they mean ours.
@@ -134,7 +135,7 @@ class AlgornnCLI(LightningCLI):
             config.ckpt_path = "best" if chosen else "last"
         if config.ckpt_path in ("last", "best"):
             config.ckpt_path = str(checkpoints / f"{config.ckpt_path}.ckpt")
-        _check_run_folder(run, checkpoints, str(self.subcommand), config.ckpt_path)
+        check_run_folder(run, checkpoints, str(self.subcommand), config.ckpt_path)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer with the run folder's loggers and callbacks."""
@@ -229,25 +230,6 @@ def build_run(config: Path) -> Any:
     if missing := {"data", "model"} - saved.keys():
         raise ValueError(f"{config} says nothing of {' and '.join(sorted(missing))}: it is no run's configuration.")
     return parser.instantiate_classes(parser.parse_object({key: saved[key] for key in ("data", "model")}))
-
-
-def _check_run_folder(run: Path, checkpoints: Path, command: str, ckpt_path: str | None) -> None:
-    """Raise where a run would write over another, or a checkpoint is missing."""
-    if ckpt_path is not None and not Path(ckpt_path).is_file():
-        raise FileNotFoundError(
-            f"No checkpoint at {ckpt_path}. Give --run_dir of a trained run or --ckpt_path FILE, last or best."
-        )
-    own = ckpt_path is not None and Path(ckpt_path).resolve().parent == checkpoints.resolve()
-    if command == "fit" and not own and (run / "config.yaml").exists() and not _came_to_nothing(run, checkpoints):
-        raise FileExistsError(f"{run} holds a run. Go on with it by --ckpt_path last, or choose another --run_dir.")
-
-
-def _came_to_nothing(run: Path, checkpoints: Path) -> bool:
-    """Whether a start in this folder failed before its first step was logged: nothing is lost by another one."""
-    last = checkpoints / "last.ckpt"
-    logged = any(len(log.read_text().splitlines()) > 1 for log in run.glob("logs/version_*/metrics.csv"))
-    begun = logged or (run / "metrics.json").exists() or (checkpoints / "best.ckpt").exists()
-    return not begun and last.is_file() and read_checkpoint(last)["global_step"] == 0
 
 
 def _as_list(value: Any) -> list[Any]:
