@@ -28,7 +28,7 @@ from algornn.predictions import PredictionWriter
 from algornn.probes.probe import refuse_namesakes
 from algornn.probes.subject import ProbeError
 from algornn.run import Recipe, RunRecord, new_run_folder, read_config
-from algornn.run_folder import check_run_folder
+from algornn.run_folder import changed_options, check_run_folder
 
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 # Classes of ours whose names torch has, too: on the command line they mean ours.
@@ -136,6 +136,14 @@ class AlgornnCLI(LightningCLI):
         if config.ckpt_path in ("last", "best"):
             config.ckpt_path = str(checkpoints / f"{config.ckpt_path}.ckpt")
         check_run_folder(run, checkpoints, str(self.subcommand), config.ckpt_path)
+        # A test of other options, or of another run's weights, is no result of this run.
+        foreign = config.ckpt_path is not None and Path(config.ckpt_path).resolve().parent != checkpoints.resolve()
+        sections = ("seed_everything", "trainer", "data", "model")
+        self.apart = (
+            self.subcommand == "test"
+            and (run / "config.yaml").is_file()
+            and (foreign or bool(changed_options(self._parser("test"), config, run, sections)))
+        )
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer with the run folder's loggers and callbacks."""
@@ -144,7 +152,7 @@ class AlgornnCLI(LightningCLI):
         last = LastCheckpoint(Path(config.checkpoint.dirpath, "last.ckpt"), config.resume_every_n_steps)
         recipe = self._get(self.config_init, "recipe")
         setting = {recipe.sweep.option: config.get(recipe.sweep.option)} if recipe.sweep else {}
-        record = RunRecord(recipe, config.seed_everything, self.command, setting)
+        self.record = RunRecord(recipe, config.seed_everything, self.command, setting, self.apart)
         kwargs["default_root_dir"] = str(run)
         if self.subcommand != "fit":
             kwargs["logger"] = False  # the logs are the training's: another validation of it is no point of its curves
@@ -155,7 +163,7 @@ class AlgornnCLI(LightningCLI):
             ]
         refuse_namesakes(_as_list(trainer.callbacks))  # before Lightning does, which does not name the mend
         kwargs["plugins"] = [*_as_list(trainer.plugins), AtomicCheckpointIO()]
-        self.trainer_defaults["callbacks"] = [last, RandomState(), record, PredictionWriter()]
+        self.trainer_defaults["callbacks"] = [last, RandomState(), self.record, PredictionWriter()]
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
@@ -205,12 +213,11 @@ class AlgornnCLI(LightningCLI):
         self.after_test()
 
     def after_test(self) -> None:
-        """Print the result table of the run."""
+        """Print the result table of the run, and where it lies if that is not the run folder."""
         from algornn.report import result_table
 
-        file = Path(self.trainer.default_root_dir, "metrics.json")
-        if self.trainer.is_global_zero and file.is_file():
-            print(result_table([file.parent]), flush=True)
+        if folder := self.record.written:
+            print(result_table([folder]) + (f"\n\ntest results: {folder}" if self.apart else ""), flush=True)
 
 
 def _link_sizes(parser: LightningArgumentParser) -> None:

@@ -159,15 +159,21 @@ def read_json(file: Path) -> dict[str, Any]:
 class RunRecord(L.Callback):
     """Write ``metrics.json`` after a test: results by set and group, the probes' last values, budget and machine.
 
+    ``written`` is the folder that it was written to, on the first process.
+
     Args:
         recipe: what the run is meant to show.
         seed: the seed of the run.
         command: how it was started.
         setting: the option that the recipe sweeps, and its value in this run.
+        apart: write to ``tests/<time>`` in the run folder, since the test has other options than the run.
     """
 
-    def __init__(self, recipe: Recipe, seed: int, command: str, setting: dict[str, Any] | None = None) -> None:
-        self.recipe, self.seed, self.command, self.setting = recipe, seed, command, setting or {}
+    def __init__(
+        self, recipe: Recipe, seed: int, command: str, setting: dict[str, Any] | None = None, apart: bool = False
+    ) -> None:
+        self.recipe, self.seed, self.command, self.setting, self.apart = recipe, seed, command, setting or {}, apart
+        self.written: Path | None = None
         self.steps, self.seconds = 0, 0.0
         self._since: float | None = None
 
@@ -196,14 +202,20 @@ class RunRecord(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the file, on the first process only; a later test of a finished run renews the test's results alone."""
-        if trainer.is_global_zero:
-            record, file = self._record(trainer, pl_module), Path(trainer.default_root_dir, "metrics.json")
-            finished = read_json(file)
-            if finished.get("steps", -1) >= record["steps"]:
-                record = finished | {key: record[key] for key in ("data", "selection", "stages", "incomplete", "note")}
-            partial = file.with_name(f"{file.name}.part")
-            partial.write_text(json.dumps(record, indent=1) + "\n")
-            partial.replace(file)
+        if not trainer.is_global_zero:
+            return
+        record, folder = self._record(trainer, pl_module), Path(trainer.default_root_dir)
+        if self.apart:
+            folder = folder / "tests" / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+            folder.mkdir(parents=True)
+        file = folder / "metrics.json"
+        finished = read_json(file)
+        if finished.get("steps", -1) >= record["steps"]:
+            record = finished | {key: record[key] for key in ("data", "selection", "stages", "incomplete", "note")}
+        partial = file.with_name(f"{file.name}.part")
+        partial.write_text(json.dumps(record, indent=1) + "\n")
+        partial.replace(file)
+        self.written = folder
 
     def _record(self, trainer: L.Trainer, learner: L.LightningModule) -> dict[str, Any]:
         data, steps = getattr(trainer, "datamodule", None), max(trainer.global_step, self.steps)

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
 
 from algornn.checkpoints import read_checkpoint
+
+# Where data lie and how many processes read them changes no result.
+_ELSEWHERE = ("data_dir", "num_workers")
+# Options of the trainer that change no result of a test: what it shows, and where it computes.
+_SHOWN = ("enable_progress_bar", "enable_model_summary", "logger", "log_every_n_steps", "profiler", "default_root_dir")
+_HARMLESS = {f"trainer.{option}" for option in (*_SHOWN, "accelerator", "devices", "num_nodes", "strategy")}
 
 
 def check_run_folder(run: Path, checkpoints: Path, command: str, ckpt_path: str | None) -> None:
@@ -21,6 +30,29 @@ def check_run_folder(run: Path, checkpoints: Path, command: str, ckpt_path: str 
     own = ckpt_path is not None and Path(ckpt_path).resolve().parent == checkpoints.resolve()
     if command == "fit" and not own and (run / "config.yaml").exists() and not came_to_nothing(run, checkpoints):
         raise FileExistsError(f"{run} holds a run. Go on with it by --ckpt_path last, or choose another --run_dir.")
+
+
+def changed_options(parser: ArgumentParser, config: Namespace, run: Path, sections: tuple[str, ...]) -> dict[str, Any]:
+    """Return the options in which a configuration differs from that of the run in a folder, and their values there.
+
+    Args:
+        parser: what both are read with, so that they have the same defaults.
+        config: the configuration.
+        run: the folder; one without a ``config.yaml`` differs in nothing.
+        sections: what to compare, such as ``("data", "model")``.
+    """
+    file = run / "config.yaml"
+    if not file.is_file():
+        return {}
+    own, given = (dict(c.items()) for c in (parser.parse_args(["--config", str(file)]), config))
+    return {
+        option: own.get(option)
+        for option in sorted(own.keys() | given.keys())
+        if option.partition(".")[0] in sections
+        and not option.endswith(_ELSEWHERE)
+        and option not in _HARMLESS
+        and own.get(option) != given.get(option)
+    }
 
 
 def came_to_nothing(run: Path, checkpoints: Path) -> bool:

@@ -1,0 +1,60 @@
+"""What may be written into a run folder: the results of its own tests, and its own training, by one process."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_runs import TINY
+
+from algornn import cli
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run folder."""
+    folder = tmp_path_factory.mktemp("run_folder")
+    (folder / "tiny.yaml").write_text(TINY)
+    args = ["--run_dir", str(folder / "run"), "--trainer.max_steps=6", "--trainer.val_check_interval=3"]
+    assert cli.main(["fit", "--config", str(folder / "tiny.yaml"), *args]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def content(folder: Path) -> dict[Path, bytes]:
+    return {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+@pytest.mark.parametrize("option", ["--data.test_size=300", "--trainer.limit_test_batches=2", "--model.optimizer.lr=1"])
+def test_a_test_of_other_options_is_written_apart(run, option, tmp_path, capsys):
+    before = content(run)
+    assert cli.main(["test", "--run_dir", str(run), option]) == 0
+    (folder,) = (run / "tests").iterdir()
+    told = capsys.readouterr().out
+    assert f"test results: {folder}" in told
+    assert {file: text for file, text in content(run).items() if folder not in file.parents} == before
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["command"] == f"algornn test --run_dir {run} {option}"
+    assert metrics["recipe"] == "tiny"
+    assert cli.main(["report", str(folder), "--out", str(tmp_path / "page")]) == 0
+    assert "names (OOD)" in capsys.readouterr().out
+
+
+def test_a_test_that_only_shows_more_or_computes_elsewhere_is_the_runs_own(run, tmp_path):
+    (run / "metrics.json").unlink()
+    options = ["--trainer.enable_progress_bar=true", "--trainer.devices=1", f"--data.data_dir={tmp_path}"]
+    assert cli.main(["test", "--run_dir", str(run), *options]) == 0
+    assert (run / "metrics.json").is_file()
+    assert not (run / "tests").exists()
+
+
+def test_a_test_of_another_runs_weights_is_written_apart(run, trained):
+    before = (run / "metrics.json").read_bytes()
+    assert cli.main(["test", "--run_dir", str(run), "--ckpt_path", str(trained / "checkpoints" / "best.ckpt")]) == 0
+    assert (run / "metrics.json").read_bytes() == before
+    assert len(list((run / "tests").iterdir())) == 1
