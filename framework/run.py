@@ -174,23 +174,23 @@ class RunRecord(L.Callback):
     ) -> None:
         self.recipe, self.seed, self.command, self.setting, self.apart = recipe, seed, command, setting or {}, apart
         self.written: Path | None = None
-        self.steps, self.seconds = 0, 0.0
+        self.seconds, self._trains = 0.0, False
         self._since: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the seconds trained so far, over all restarts."""
-        return {"seconds": self._training_seconds()}
+        """Return the seconds trained so far, over all restarts, and the command, for a later test."""
+        return {"seconds": self._training_seconds(), "command": self.command}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from the seconds of the run that is resumed; the best checkpoint, loaded for the test, knows fewer."""
         self.seconds = max(self.seconds, state["seconds"])
 
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take over the number of steps, which a trainer that only tests does not."""
-        self.steps = max(self.steps, checkpoint["global_step"])
-
     def _training_seconds(self) -> float:
         return self.seconds + (time.monotonic() - self._since if self._since else 0.0)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Know that the test that follows is the training's own, which may have no step left to do."""
+        self._trains = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
@@ -210,7 +210,7 @@ class RunRecord(L.Callback):
             folder.mkdir(parents=True)
         file = folder / "metrics.json"
         finished = read_json(file)
-        if finished.get("steps", -1) >= record["steps"]:
+        if finished.get("steps", -1) >= record.get("steps", 0):
             record = finished | {key: record[key] for key in ("data", "selection", "stages", "incomplete", "note")}
         partial = file.with_name(f"{file.name}.part")
         partial.write_text(json.dumps(record, indent=1) + "\n")
@@ -218,28 +218,47 @@ class RunRecord(L.Callback):
         self.written = folder
 
     def _record(self, trainer: L.Trainer, learner: L.LightningModule) -> dict[str, Any]:
-        data, steps = getattr(trainer, "datamodule", None), max(trainer.global_step, self.steps)
+        data = getattr(trainer, "datamodule", None)
         ood, note = set(getattr(data, "ood", ())), getattr(data, "note", "")
         stages = {name: {"ood": name in ood} | result for name, result in getattr(learner, "results", {}).items()}
-        budget = steps / self.recipe.published_steps if self.recipe.published_steps else None
         return {
             "recipe": self.recipe.name,
             "seed": self.seed,
             "model": _name(getattr(learner, "model", learner)),
             "parameters": sum(p.numel() for p in learner.parameters() if p.requires_grad),
             "data": f"{type(data).__name__} {getattr(data, 'split', '')}".strip() + (f" ({note})" if note else ""),
-            "steps": steps,
-            "budget": budget,
             "selection": _selection(trainer),
-            "wall_seconds": round(self.seconds, 1),
             "stages": stages,
             "setting": self.setting,
             "incomplete": list(getattr(data, "incomplete", ())),
             "note": note,
             "over": getattr(data, "mean_over", "groups"),
             "probes": probe_values(Path(trainer.default_root_dir)),
-            "command": self.command,
+            **self._training(trainer),
         } | provenance()
+
+    def _training(self, trainer: Any) -> dict[str, Any]:
+        """What is known of the whole training: a later test asks its last checkpoint, and leaves out the rest."""
+        if self._trains:
+            known = {"steps": trainer.global_step, "wall_seconds": round(self.seconds, 1), "command": self.command}
+        else:
+            tested = getattr(trainer, "ckpt_path", None)
+            known = training_of(Path(tested)) if tested else {}
+        if "steps" in known:
+            published = self.recipe.published_steps
+            known["budget"] = known["steps"] / published if published else None
+        return known | ({"command": self.command} if self.apart else {})
+
+
+def training_of(ckpt_path: Path) -> dict[str, Any]:
+    """Return steps, seconds and command of the training of a checkpoint, as far as ``last.ckpt`` beside it tells."""
+    try:
+        last = read_checkpoint(ckpt_path.with_name("last.ckpt"))
+    except ValueError:  # missing or damaged
+        return {}
+    state = last.get("callbacks", {}).get("RunRecord", {})
+    seconds = {"wall_seconds": round(state["seconds"], 1)} if "seconds" in state else {}
+    return {"steps": last["global_step"]} | seconds | {key: state[key] for key in ("command",) if key in state}
 
 
 def _name(network: Any) -> str:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_runs import TINY
 
 from algornn import cli
@@ -58,3 +59,20 @@ def test_a_test_of_another_runs_weights_is_written_apart(run, trained):
     assert cli.main(["test", "--run_dir", str(run), "--ckpt_path", str(trained / "checkpoints" / "best.ckpt")]) == 0
     assert (run / "metrics.json").read_bytes() == before
     assert len(list((run / "tests").iterdir())) == 1
+
+
+def test_results_that_were_lost_are_written_anew_with_what_is_known_of_the_training(run):
+    best, last, file = (run / name for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "metrics.json"))
+    torch.save(torch.load(best, weights_only=True) | {"global_step": 2}, best)
+    before = json.loads(file.read_text())
+    file.unlink()
+    assert cli.main(["test", "--run_dir", str(run)]) == 0
+    after = json.loads(file.read_text())
+    told = ("steps", "budget", "wall_seconds", "command")
+    assert [after[key] for key in told] == [before[key] for key in told]
+    assert after["steps"] == 6
+    file.write_text("{")
+    last.unlink()
+    assert cli.main(["test", "--run_dir", str(run)]) == 0
+    assert not set(told) & json.loads(file.read_text()).keys()
+    assert cli.main(["report", str(run), "--out", str(run.parent / "page")]) == 0
