@@ -7,6 +7,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from algornn.predictions import PredictionWriter
 from algornn.probes.probe import refuse_namesakes
 from algornn.probes.subject import ProbeError
 from algornn.run import Recipe, RunRecord, new_run_folder, read_config
-from algornn.run_folder import changed_options, check_run_folder
+from algornn.run_folder import changed_options, check_run_folder, held
 
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 # Classes of ours whose names torch has, too: on the command line they mean ours.
@@ -165,6 +166,12 @@ class AlgornnCLI(LightningCLI):
         kwargs["plugins"] = [*_as_list(trainer.plugins), AtomicCheckpointIO()]
         self.trainer_defaults["callbacks"] = [last, RandomState(), self.record, PredictionWriter()]
         return super().instantiate_trainer(**kwargs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the command; a training holds its run folder."""
+        holds = subcommand == "fit" and self.trainer.is_global_zero
+        with held(Path(self.config[subcommand].run_dir)) if holds else nullcontext():
+            super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:
         """Say where the run is written, and refuse a checkpoint that belongs to another model."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from algornn import recipes
 from algornn.report import result_table
@@ -91,11 +94,30 @@ def train(recipe: str, name: str, seed: int, overrides: list[str], setting: str 
     if (run / "checkpoints" / "last.ckpt").is_file():
         print(f"seed {seed}: going on from {run / 'checkpoints' / 'last.ckpt'}", flush=True)
         command += ["--ckpt_path", "last"]
-    if subprocess.run(command, check=False).returncode or not (run / "metrics.json").is_file():
+    if _ended(command) or not (run / "metrics.json").is_file():
         raise ChildProcessError(
             f"Seed {seed} of {name} did not finish; its message is above. The same command goes on with it."
         )
     return run
+
+
+def _ended(command: list[str]) -> int:
+    """Run a command to its end and return its exit status; what ends this process ends it, too."""
+
+    def terminated(*_: Any) -> None:
+        raise SIGTERMException
+
+    before = signal.signal(signal.SIGTERM, terminated)
+    try:
+        child = subprocess.Popen(command)
+        try:
+            return child.wait()
+        except BaseException:
+            child.terminate()
+            child.wait()
+            raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def record(name: str, config: str, runs: list[Path], folder: Path) -> Path:

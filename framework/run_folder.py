@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,42 @@ def check_run_folder(run: Path, checkpoints: Path, command: str, ckpt_path: str 
     own = ckpt_path is not None and Path(ckpt_path).resolve().parent == checkpoints.resolve()
     if command == "fit" and not own and (run / "config.yaml").exists() and not came_to_nothing(run, checkpoints):
         raise FileExistsError(f"{run} holds a run. Go on with it by --ckpt_path last, or choose another --run_dir.")
+
+
+@contextmanager
+def held(run: Path) -> Iterator[None]:
+    """Hold a run folder for this process, so that no other one of this machine trains into it meanwhile.
+
+    A start that fails leaves no folder behind, a killed process a file ``lock`` that holds nothing.
+
+    Raises:
+        FileExistsError: another process holds it.
+    """
+    made = [folder for folder in (run, *run.parents) if not folder.exists()]
+    run.mkdir(parents=True, exist_ok=True)
+    file = run / "lock"
+    with file.open("a+") as stream:
+        try:
+            import fcntl
+
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            stream.seek(0)
+            raise FileExistsError(
+                f"{run} is in use by process {stream.read() or '?'}. Wait for it, end it, or choose another --run_dir."
+            ) from error
+        except (ImportError, OSError):
+            pass  # Windows, or a file system without locks
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+            for folder in made:
+                with suppress(OSError):  # not empty
+                    folder.rmdir()
 
 
 def changed_options(parser: ArgumentParser, config: Namespace, run: Path, sections: tuple[str, ...]) -> dict[str, Any]:

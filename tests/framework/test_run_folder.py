@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,20 @@ def test_results_that_were_lost_are_written_anew_with_what_is_known_of_the_train
     assert cli.main(["test", "--run_dir", str(run)]) == 0
     assert not set(told) & json.loads(file.read_text()).keys()
     assert cli.main(["report", str(run), "--out", str(run.parent / "page")]) == 0
+
+
+HOLD = "import fcntl, time; f = open('lock', 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); time.sleep(999)"
+
+
+def test_a_folder_in_use_is_refused_and_a_killed_process_does_not_hold_it(run, capsys):
+    with subprocess.Popen([sys.executable, "-c", HOLD], cwd=run, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout and holder.stdout.readline()
+        before = content(run)
+        args = ["fit", "--run_dir", str(run), "--ckpt_path", "last", "--trainer.max_steps=7"]
+        assert cli.main(args) == 2
+        assert "is in use by process" in capsys.readouterr().err
+        assert content(run) == before
+        holder.kill()
+    assert (run / "lock").is_file()
+    assert cli.main(args) == 0
+    assert not (run / "lock").exists()
