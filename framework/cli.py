@@ -17,7 +17,7 @@ import torch
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 import algornn
 import algornn.datamodules
@@ -45,6 +45,10 @@ USAGE = """usage: algornn COMMAND ...
   list models|learners|probes|splits|recipes
 
 `algornn fit --help` lists every option. ALGORNN_TRACEBACK=1 shows the traceback of an error."""
+
+INTERRUPTED = (
+    "algornn: interrupted. The same command goes on with what was kept; fit does by --run_dir RUN --ckpt_path last."
+)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -349,7 +353,7 @@ def _default_config(args: list[str]) -> list[str]:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the command line; a user's mistake ends in one plain sentence and exit status 2."""
+    """Run the command line; a user's mistake ends in one plain sentence and exit status 2, SIGTERM in 143."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
@@ -362,9 +366,12 @@ def main(args: list[str] | None = None) -> int:
             raise
         print(f"algornn: error: {plain_sentence(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("algornn: interrupted. The same command goes on with what was kept.", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, SystemExit) as stop:
+        by_key = isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt)
+        if not by_key and not isinstance(stop, SIGTERMException):
+            raise
+        print(INTERRUPTED, file=sys.stderr)
+        return 130 if by_key else 143
     return 0
 
 

@@ -375,4 +375,4 @@ def test_an_interrupted_command_ends_in_one_sentence(monkeypatch, capsys):
 
     monkeypatch.setattr(cli, "run", interrupted)
     assert cli.main(["probe"]) == 130
-    assert capsys.readouterr().err == "algornn: interrupted. The same command goes on with what was kept.\n"
+    assert capsys.readouterr().err == f"{cli.INTERRUPTED}\n"

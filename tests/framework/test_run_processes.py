@@ -50,6 +50,29 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(config, tmp_path):
         assert json.loads(files[0])["scalars"] == json.loads(files[1])["scalars"]
 
 
+@pytest.mark.parametrize("fit", [["fit", "--run_dir", "runs/tiny/seed=1"], ["reproduce"]])
+def test_a_terminated_command_ends_its_training_and_says_so(fit, config, tmp_path):
+    start, *rest = fit
+    args = [start, *(["--config"] if start == "fit" else []), config, *rest, "--trainer.max_steps", "1000000"]
+    run = tmp_path / "runs" / "tiny" / "seed=1"
+    process = subprocess.Popen(command(*args), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints" / "last.ckpt").is_file():
+        assert process.poll() is None, "the run ended before it could be terminated"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    trainer = int((run / "lock").read_text())
+    process.terminate()
+    told = process.communicate(timeout=120)[1]
+    assert process.returncode == 143
+    assert told.count("algornn: interrupted") == {"fit": 1, "reproduce": 2}[start]
+    assert not (run / "lock").exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(trainer, 0)
+    args = ["fit", "--run_dir", str(run), "--ckpt_path", "last", "--trainer.max_time", "00:00:00:01"]
+    assert algornn(*args, cwd=tmp_path).returncode == 0
+
+
 def test_two_processes_train_as_one_on_the_same_global_batch(config, tmp_path):
     args = ["fit", "--config", config, "--trainer.precision", "64-true"]
     args += ["--trainer.callbacks+=FastWeightProbe", "--trainer.callbacks.max_batches=1000"]
