@@ -29,7 +29,7 @@ from algornn.predictions import PredictionWriter
 from algornn.probes.probe import refuse_namesakes
 from algornn.probes.subject import ProbeError
 from algornn.run import Recipe, RunRecord, new_run_folder, read_config
-from algornn.run_folder import changed_options, check_run_folder, held
+from algornn.run_folder import came_to_nothing, changed_options, check_run_folder, held
 
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 # Classes of ours whose names torch has, too: on the command line they mean ours.
@@ -141,14 +141,22 @@ class AlgornnCLI(LightningCLI):
         if config.ckpt_path in ("last", "best"):
             config.ckpt_path = str(checkpoints / f"{config.ckpt_path}.ckpt")
         check_run_folder(run, checkpoints, str(self.subcommand), config.ckpt_path)
-        # A test of other options, or of another run's weights, is no result of this run.
-        foreign = config.ckpt_path is not None and Path(config.ckpt_path).resolve().parent != checkpoints.resolve()
-        sections = ("seed_everything", "trainer", "data", "model")
-        self.apart = (
-            self.subcommand == "test"
-            and (run / "config.yaml").is_file()
-            and (foreign or bool(changed_options(self._parser("test"), config, run, sections)))
-        )
+        self._compare(run, checkpoints)
+
+    def _compare(self, run: Path, checkpoints: Path) -> None:
+        """Refuse to go on with a training of other data or another model, and let a test of other options lie apart."""
+        config, parser, self.apart = self.config[self.subcommand], self._parser(self.subcommand), False
+        what = ("seed_everything", "data", "model")
+        if self.subcommand == "test" and (run / "config.yaml").is_file():
+            # The weights of another run are no result of this one, either.
+            foreign = Path(config.ckpt_path).resolve().parent != checkpoints.resolve()
+            self.apart = foreign or bool(changed_options(parser, config, run, (*what, "trainer")))
+        if self.subcommand == "fit" and config.ckpt_path is not None and not came_to_nothing(run, checkpoints):
+            for option, value in changed_options(parser, config, run, what).items():
+                raise ValueError(
+                    f"{run} was trained with {option} = {value!r}, not {config.get(option)!r}. "
+                    "Leave it as it was, or start a new run in another folder (--run_dir)."
+                )
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer with the run folder's loggers and callbacks."""
@@ -203,6 +211,11 @@ class AlgornnCLI(LightningCLI):
         if path is None:
             return None
         checkpoint = read_checkpoint(path)
+        if self.subcommand == "fit" and "optimizer_states" not in checkpoint:
+            raise ValueError(
+                f"{path} holds weights alone, without the state of the optimizer that a training goes on from. "
+                "Use the last.ckpt of a run, or start a new one."
+            )
         own, saved = self.model.state_dict(), checkpoint["state_dict"]
         shapes = [{name: value.shape for name, value in weights.items()} for weights in (own, saved)]
         wrong = {name for name, _ in shapes[0].items() ^ shapes[1].items()}

@@ -80,12 +80,13 @@ def test_results_that_were_lost_are_written_anew_with_what_is_known_of_the_train
     assert cli.main(["report", str(run), "--out", str(run.parent / "page")]) == 0
 
 
-HOLD = "import fcntl, time; f = open('lock', 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); time.sleep(999)"
+HOLD = "import fcntl, time; f = open('lock', 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); time.sleep(60)"
 
 
 def test_a_folder_in_use_is_refused_and_a_killed_process_does_not_hold_it(run, capsys):
     with subprocess.Popen([sys.executable, "-c", HOLD], cwd=run, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout and holder.stdout.readline()
+        assert holder.stdout
+        assert holder.stdout.readline()
         before = content(run)
         args = ["fit", "--run_dir", str(run), "--ckpt_path", "last", "--trainer.max_steps=7"]
         assert cli.main(args) == 2
@@ -95,3 +96,23 @@ def test_a_folder_in_use_is_refused_and_a_killed_process_does_not_hold_it(run, c
     assert (run / "lock").is_file()
     assert cli.main(args) == 0
     assert not (run / "lock").exists()
+
+
+@pytest.mark.parametrize("option", ["data.init_args.batch_size", "model.init_args.optimizer.init_args.lr"])
+def test_a_training_of_other_data_or_another_model_does_not_go_on(run, option, capsys):
+    before = content(run)
+    assert cli.main(["fit", "--run_dir", str(run), "--ckpt_path", "last", f"--{option}=5"]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert f"was trained with {option} = " in message
+    assert "start a new run in another folder" in message
+    assert content(run) == before
+
+
+def test_weights_alone_do_not_go_on(run, capsys):
+    last = run / "checkpoints" / "last.ckpt"
+    weights = torch.load(last, weights_only=True)
+    torch.save({key: value for key, value in weights.items() if key != "optimizer_states"}, last)
+    before = content(run)
+    assert cli.main(["fit", "--run_dir", str(run), "--ckpt_path", "last", "--trainer.max_steps=7"]) == 2
+    assert "last.ckpt holds weights alone" in capsys.readouterr().err
+    assert content(run) == before
