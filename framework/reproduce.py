@@ -94,7 +94,10 @@ def train(recipe: str, name: str, seed: int, overrides: list[str], setting: str 
     if (run / "checkpoints" / "last.ckpt").is_file():
         print(f"seed {seed}: going on from {run / 'checkpoints' / 'last.ckpt'}", flush=True)
         command += ["--ckpt_path", "last"]
-    if _ended(command) or not (run / "metrics.json").is_file():
+    status = _ended(command)
+    if status == 2:  # a mistake, which the training has told in one sentence
+        raise SystemExit(status)
+    if status or not (run / "metrics.json").is_file():
         raise ChildProcessError(
             f"Seed {seed} of {name} did not finish; its message is above. The same command goes on with it."
         )
@@ -169,8 +172,11 @@ def read_results(file: Path) -> list[dict[str, Any]]:
     """Return the runs of a results file, none where there is no such file.
 
     Raises:
-        ValueError: the file is damaged or something else.
+        ValueError: the file is damaged or something else, or its folder is a file.
     """
+    there = next(folder for folder in file.absolute().parents if folder.exists())
+    if not there.is_dir():
+        raise ValueError(f"{there} is a file, where a folder of results files belongs. Give another --results.")
     runs = read_json(file).get("runs") if file.is_file() else []
     if not isinstance(runs, list):
         raise ValueError(f"{file} is not a results file, or damaged. Mend it, move it away, or give another --results.")

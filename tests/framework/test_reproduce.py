@@ -38,8 +38,11 @@ def test_seeds_are_trained_recorded_and_not_trained_again(recipe, tmp_path, capf
 
 
 def test_a_seed_that_fails_is_said_in_one_sentence(recipe, tmp_path, capfd):
-    assert cli.main(["reproduce", recipe, "--trainer.max_stepz", "3"]) == 2
-    assert "Seed 1 of tiny did not finish" in capfd.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["reproduce", recipe, "--trainer.max_stepz", "3"])
+    told = capfd.readouterr().err
+    assert told.count("algornn: error") == 1
+    assert "max_stepz" in told
     assert not (tmp_path / "results").exists()
 
 
@@ -61,6 +64,13 @@ def test_the_name_is_that_in_the_recipe_not_that_of_its_file(recipe, tmp_path, c
     (run / "metrics.json").write_text(json.dumps({"recipe": "tiny", "seed": 1}))
     assert cli.main(["reproduce", "copy of tiny.yaml", "--runs", str(run)]) == 0
     assert (tmp_path / "results" / "tiny.json").is_file()
+
+
+@pytest.mark.parametrize("results", ["tiny.yaml", "tiny.yaml/below"])
+def test_a_file_in_place_of_the_results_folder_is_said_before_training(recipe, results, tmp_path, capsys):
+    assert cli.main(["reproduce", recipe, "--results", results]) == 2
+    assert "tiny.yaml is a file, where a folder of results files belongs" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"runs": 3}'])
