@@ -101,8 +101,8 @@ def check_name(kind: str, name: str, names: Sequence[str]) -> str:
     if name in names:
         return name
     closest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
-    hint = f"; did you mean {closest[0]!r}?" if closest else "."
-    raise ValueError(f"{kind} {name!r} is unknown, expected one of {', '.join(map(repr, names))}{hint}")
+    hint = f"; did you mean {closest[0]!r}? Expected" if closest else ", expected"
+    raise ValueError(f"{kind} {name!r} is unknown{hint} one of {', '.join(map(repr, names))}.")
 
 
 def check_whole(**numbers: object) -> None:

@@ -61,8 +61,9 @@ class SaveConfig(SaveConfigCallback):
         """Write nothing yet."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the file, on the first process only."""
+        """Write the file, on the first process only, and say where the run is written."""
         if trainer.is_global_zero:
+            print(f"run folder: {trainer.default_root_dir}", flush=True)
             self.save_config(trainer, pl_module, "fit")
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -186,10 +187,7 @@ class AlgornnCLI(LightningCLI):
             super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:
-        """Say where the run is written, and refuse a checkpoint that belongs to another model."""
-        config = self.config[self.subcommand]
-        if self.trainer.is_global_zero:
-            print(f"run folder: {config.run_dir}", flush=True)
+        """Refuse a checkpoint that belongs to another model."""
         if self._check_checkpoint() == 0:
             # Killed near its first step: begin anew, since from there Lightning 2.6 counts a step too many in its logs.
             self.config_init[self.subcommand].ckpt_path = None
@@ -359,9 +357,14 @@ def _default_config(args: list[str]) -> list[str]:
     """A run folder without a configuration brings its own: ``algornn test --run_dir RUN`` is enough."""
     folder = next((b for a, b in pairwise(args) if a == "--run_dir"), None)
     folder = next((a.partition("=")[2] for a in args if a.startswith("--run_dir=")), folder)
-    has_config = any(a.partition("=")[0] in ("--config", "-c") for a in args)
-    if folder is None or has_config or not Path(folder, "config.yaml").is_file():
+    given = {a.partition("=")[0].partition(".")[0] for a in args}
+    if folder is None or given & {"--config", "-c"}:
         return args
+    if not Path(folder, "config.yaml").is_file():
+        if given & {"--data", "--model", "--help", "-h"}:
+            return args
+        wrong = "holds no config.yaml" if Path(folder).is_dir() else "is no folder"
+        raise FileNotFoundError(f"{folder} {wrong}. Give the folder of a run, or --config RECIPE for a new one.")
     return ["--config", str(Path(folder, "config.yaml")), *args]
 
 

@@ -42,10 +42,13 @@ def plain_sentence(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     if not isinstance(error, ArgumentError) and not text.startswith("Does not validate"):
         return text
-    key = ""
-    for line in (line.strip(" -") for line in text.splitlines()):
+    key, keys = "", dict[int, str]()  # by how far they are indented
+    for indented in text.splitlines():
+        line = indented.strip(" -")
         if found := re.match(r'Parser key "(.+?)"', line):
-            key = f"{found[1]}: "
+            depth = indented.index(line)
+            keys = {d: outer for d, outer in keys.items() if d < depth} | {depth: found[1]}
+            key = f"{'.'.join(keys.values())}: "
         elif found := re.search(r"Expected a dot import path string: (\S+)|Import path (\S+)", line):
             name = found[1] or found[2]
             known = [known for room, _ in ROOMS.values() for known in room.__all__]

@@ -26,8 +26,8 @@ def path(name: str) -> str:
     if name in names():
         return str(FOLDER / f"{name}.yaml")
     close = difflib.get_close_matches(name, names(), n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"recipes: {', '.join(names())}."
-    raise FileNotFoundError(f"No file and no recipe named {name!r}; {hint} `algornn list recipes` shows all.")
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    raise FileNotFoundError(f"No file and no recipe named {name!r}{hint} `algornn list recipes` shows all.")
 
 
 def about(name: str) -> str:

@@ -137,7 +137,7 @@ def test_the_order_of_evaluation_does_not_depend_on_the_seed(babi_dir):
 
 
 def test_bad_arguments_and_files_are_refused(folder, nowhere):
-    with pytest.raises(ValueError, match="mode 'qa' is unknown, expected one of 'qm', 'lm'"):
+    with pytest.raises(ValueError, match=r"mode 'qa' is unknown; did you mean 'qm'\? Expected one of 'qm', 'lm'"):
         CatBAbI(mode="qa")
     with pytest.raises(ValueError, match="tasks are numbers from 1 to 20"):
         CatBAbI(tasks=21)

@@ -167,7 +167,7 @@ def test_stages_and_test_stages():
 
 def test_unknown_names_show_the_closest_valid_one():
     with pytest.raises(
-        ValueError, match=r"split 'smal' is unknown, expected one of 'small', 'large'; did you mean 'small'\?"
+        ValueError, match=r"split 'smal' is unknown; did you mean 'small'\? Expected one of 'small', 'large'\."
     ):
         Numbers("smal")
     with pytest.raises(ValueError, match=r"stage 'tests' is unknown.*did you mean 'test'\?"):

@@ -231,7 +231,7 @@ def test_sizes_and_names():
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match=r"split 'name' is unknown, .*did you mean 'names'\?"):
+    with pytest.raises(ValueError, match=r"split 'name' is unknown; did you mean 'names'\?"):
         StoryWorld("name")
     with pytest.raises(ValueError, match="must be at least 150, for balanced answers, not 149 and 2000"):
         StoryWorld(train_size=149)

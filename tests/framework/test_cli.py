@@ -113,9 +113,13 @@ def test_a_run_from_anothers_configuration_leaves_that_one_alone(run, tmp_path):
 
 
 def test_a_start_that_fails_leaves_no_run_behind(run, tmp_path, capsys):
-    args = ["fit", "--config", str(run / "config.yaml"), "--run_dir", str(tmp_path), "--trainer.max_steps", "3"]
+    folder = tmp_path / "new"
+    args = ["fit", "--config", str(run / "config.yaml"), "--run_dir", str(folder), "--trainer.max_steps", "3"]
     assert cli.main([*args, "--data.batch_size", "1000"]) == 2
-    assert "choose a smaller batch_size" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "choose a smaller batch_size" in told.err
+    assert "run folder" not in told.out
+    assert not folder.exists()
     assert cli.main([*args, "--test_after_fit", "false"]) == 0
 
 
@@ -243,16 +247,23 @@ def test_a_checkpoint_of_another_model_is_refused(run, capsys, tmp_path):
         (["fit", "--config", "quickstart", "--model.model", "TPRRN"], "did you mean 'TPRRNN'?"),
         (["fit", "--config", "quickstart", "--trainer.callbacks+=FastWightProbe"], "did you mean 'FastWeightProbe'?"),
         (["fit", "--config", "quickstart", "--data.batch_size", "many"], "batch_size: Expected a int"),
+        (
+            ["fit", "--config", "quickstart", "--recipe.published", "[{stage: test, error: abc}]"],
+            "error: recipe.published.error: Expected a float",
+        ),
         (["fit", "--config", "quickstart", "--trainer.max_stepz", "3"], "--trainer.max_stepz"),
         (["fit", "--config", "quickstart", "--ckpt_path", "no.ckpt"], "No checkpoint at no.ckpt"),
         (["fit", "--config", "babi_all_tprrnn", "--data.data_dir", "nowhere"], "nowhere"),
         (["list", "modells"], "models, learners, probes, splits or recipes"),
         (["report", "nowhere"], "nowhere"),
         (["reproduce", "quickstrat"], "did you mean 'quickstart'?"),
+        (["reproduce", "foo"], "No file and no recipe named 'foo'. `algornn list recipes` shows all."),
         (["reproduce", "quickstart", "--seeds", "0"], "at least 1"),
         (["fit", "--config", "quickstart", "--data", "TPRRNN"], "a class of another kind"),
         (["fit", "--config", "quickstart", "--trainer.accelerator", "cpu", "--trainer.devices", "0"], "devices"),
         (["fit"], "give --config RECIPE"),
+        (["test", "--run_dir", "nope"], "nope is no folder. Give the folder of a run"),
+        (["test", "--run_dir=."], ". holds no config.yaml. Give the folder of a run"),
         (["test", "--config", "quickstart"], "Give --run_dir of a trained run"),
     ],
 )
