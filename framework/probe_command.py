@@ -58,7 +58,7 @@ def main(args: list[str]) -> None:
         raise ValueError("A model of your own needs data: --data module:factory, which gives any iterable of batches.")
     if not isinstance(model, nn.Module):
         raise TypeError(f"--model {config.model} gives a {type(model).__name__}, expected a torch.nn.Module.")
-    probe: Probe = parser.instantiate(config).probe
+    probe: Probe = parser.instantiate_classes(config).probe
     path = (config.out or config.run_dir or Path()) / "probes" / probe.name / f"step={step}.json"
     if path.exists():
         raise FileExistsError(f"{path} holds a result already. Choose another --out, or another --probe.name.")
