@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isfinite
+from numbers import Real
 from typing import Any
 
 import torch
@@ -9,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils._pytree import tree_map
 
-from algornn.memory.associations import clear_masked, state_parts
+from algornn.memory.associations import check_sizes, clear_masked, state_parts
+from algornn.models.attention import check_probabilities
 
 Parts = tuple[Tensor, ...]
 _BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -110,6 +113,9 @@ class LSTM(_Recurrent):
         forget_bias: float | None = None,
         dropout: float = 0.0,
     ) -> None:
+        _check(input_size, hidden_size, layers, dropout)
+        if forget_bias is not None and not (isinstance(forget_bias, Real) and isfinite(forget_bias)):
+            raise ValueError(f"`forget_bias` must be a number, or None for PyTorch's own biases, got {forget_bias!r}.")
         super().__init__(nn.LSTM(input_size, hidden_size, layers, batch_first=True, dropout=dropout), ("h", "c"))
         if forget_bias is None:
             return
@@ -132,6 +138,7 @@ class GRU(_Recurrent):
     """
 
     def __init__(self, input_size: int, hidden_size: int = 200, layers: int = 1, dropout: float = 0.0) -> None:
+        _check(input_size, hidden_size, layers, dropout)
         super().__init__(nn.GRU(input_size, hidden_size, layers, batch_first=True, dropout=dropout), ("h",))
 
 
@@ -154,6 +161,7 @@ class BidirectionalLSTM(_Recurrent):
     bidirectional = sees_both_sides = True
 
     def __init__(self, input_size: int, hidden_size: int = 200, layers: int = 1, dropout: float = 0.0) -> None:
+        _check(input_size, hidden_size, layers, dropout)
         if hidden_size % 2:
             raise ValueError(f"`hidden_size` is shared by two directions and must be even, got {hidden_size}.")
         network = nn.LSTM(input_size, hidden_size // 2, layers, batch_first=True, dropout=dropout, bidirectional=True)
@@ -164,3 +172,8 @@ class BidirectionalLSTM(_Recurrent):
         if state is not None:
             raise ValueError("`state` must be None: a bidirectional network reads whole sequences. Use LSTM to go on.")
         return super().forward(x, None, mask)
+
+
+def _check(input_size: int, hidden_size: int, layers: int, dropout: float) -> None:
+    check_sizes(input_size=input_size, hidden_size=hidden_size, layers=layers)
+    check_probabilities(dropout=dropout)

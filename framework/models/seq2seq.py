@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from algornn.memory.associations import check_sizes
+from algornn.models.attention import check_probabilities
 from algornn.models.recurrent import LSTM
-from algornn.models.token_networks import check_factory, output_width
+from algornn.models.token_networks import check_factory, check_ids, embed, output_width
 
 EOS_ID = 1  # "<eos>" ends every source and target; id 0 pads, and starts a target where the decoder reads it
 
@@ -64,6 +66,8 @@ class Seq2Seq(nn.Module):
         super().__init__()
         check_factory("layer", layer)
         check_factory("encoder", encoder)
+        check_sizes(vocab_size=vocab_size, output_size=output_size, embedding_size=embedding_size)
+        check_probabilities(dropout=dropout)
         if shared and (attention or encoder):
             raise ValueError("`shared` makes one layer of encoder and decoder: leave out `attention` and `encoder`.")
         layer = layer or LSTM
@@ -96,11 +100,12 @@ class Seq2Seq(nn.Module):
             Logits ``[B, T, output_size]``.
         """
         state = self.start(source, source_mask)
+        check_ids("target", target, "[B, T]", 2, len(source))
         if not target.shape[1]:
             raise ValueError("Every target must have at least one token, its end, got targets of length 0.")
         inputs = shifted(target)
         if self.attention is None:
-            y, _ = self.decoder(self.dropout(self.target_embedding(inputs)), state[0])
+            y, _ = self.decoder(self.dropout(embed("target", self.target_embedding, inputs)), state[0])
             return self.output(y)
         logits = []
         for token in inputs.unbind(1):
@@ -110,9 +115,10 @@ class Seq2Seq(nn.Module):
 
     def start(self, source: Tensor, source_mask: Tensor | None = None) -> tuple[Any, ...]:
         """Read the source; return the state from which `step` writes the target."""
+        check_ids("source", source, "[B, S]", 2)
         if not source.shape[1]:
             raise ValueError("Every source must have at least one token, got sources of length 0.")
-        h, state = self.encoder(self.dropout(self.source_embedding(source)), None, source_mask)
+        h, state = self.encoder(self.dropout(embed("source", self.source_embedding, source)), None, source_mask)
         if self.attention is None:
             return (state,)
         real = torch.ones_like(source, dtype=torch.bool) if source_mask is None else source_mask
@@ -123,7 +129,11 @@ class Seq2Seq(nn.Module):
 
     def step(self, token: Tensor, state: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
         """Give the logits ``[B, output_size]`` of the token after `token` ``[B]``, and the new state."""
-        x = self.dropout(self.target_embedding(token))
+        parts = 1 if self.attention is None else 5
+        if not (isinstance(state, tuple) and len(state) == parts):
+            raise ValueError(f"`state` must be what `start` or a step has returned, got {type(state).__name__}.")
+        check_ids("token", token, "[B]", 1, len(state[-1]) if self.attention else None)
+        x = self.dropout(embed("target", self.target_embedding, token))
         if self.attention is None:
             y, new = self.decoder(x[:, None], state[0])
             return self.output(y[:, 0]), (new,)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from algornn.memory import DeltaNet
 from algornn.memory.associations import check_sizes, clear_masked
+from algornn.models.attention import check_probabilities
 
 
 class FastWeightBlocks(nn.Module):
@@ -112,6 +113,11 @@ class TokenNetwork(nn.Module):
     ) -> None:
         super().__init__()
         check_factory("layer", layer)
+        check_sizes(vocab_size=vocab_size, output_size=output_size, embedding_size=embedding_size)
+        check_sizes(ids_per_token=ids_per_token)
+        if readout_size is not None:
+            check_sizes(readout_size=readout_size)
+        check_probabilities(dropout=dropout)
         self.embedding = nn.Embedding(vocab_size, embedding_size)
         self.layer = (layer or FastWeightBlocks)(ids_per_token * embedding_size)
         init_embedding: Any = getattr(self.layer, "init_embedding", None)
@@ -159,6 +165,15 @@ def embed(name: str, embedding: nn.Embedding, ids: Tensor) -> Tensor:
             f"`{name}` must be ids from 0 to {embedding.num_embeddings - 1}, got {int(ids.min())} to {int(ids.max())}. "
             "Build the network with the data module's vocab_size and output_size."
         ) from error
+
+
+def check_ids(name: str, ids: Tensor, dims: str, count: int, batch: int | None = None) -> None:
+    """Raise a ValueError unless ids are whole numbers in so many dimensions and, where it is told, of so many rows."""
+    if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.dim() != count:
+        came = f"{ids.dtype} of shape {list(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
+        raise ValueError(f"`{name}` must be a tensor of integer ids {dims}, got {came}.")
+    if batch is not None and len(ids) != batch:
+        raise ValueError(f"`{name}` must have B={batch} rows, as many as the source, got {len(ids)}.")
 
 
 def check_factory(name: str, made_by: object) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from algornn.memory.associations import check_sizes
 from algornn.models.attention import MultiHeadAttention, Pair, RelativeAttention, check_probabilities
-from algornn.models.token_networks import embed
+from algornn.models.token_networks import check_ids, embed
 from algornn.models.transformer import Transformer, UniversalTransformer, feedforward
 
 # Keys and values of the source for every block, its mask (or none), and what every layer has seen of the target.
@@ -108,12 +108,12 @@ class TransformerSeq2Seq(_Vocabularies):
         Returns:
             Logits ``[B, T, output_size]``.
         """
-        _check_ids("target", target, "[B, T]", 2, len(source))
+        check_ids("target", target, "[B, T]", 2, len(source))
         return self._decode(F.pad(target, (1, 0))[:, :-1], self.start(source, source_mask))[0]
 
     def start(self, source: Tensor, source_mask: Tensor | None = None) -> State:
         """Return the state before the first token of the target, nested tuples of tensors, all batch first."""
-        _check_ids("source", source, "[B, S]", 2)
+        check_ids("source", source, "[B, S]", 2)
         memory = self.encoder(embed("source", self.source_embedding, source), None, source_mask)[0]
         read = tuple(cast(_DecoderBlock, block).source_attention.keys_values(memory) for block in self.decoder)
         nothing = read[0][0][:, :, :0]
@@ -131,7 +131,7 @@ class TransformerSeq2Seq(_Vocabularies):
         """
         if not (isinstance(state, tuple) and len(state) == 3):
             raise ValueError(f"`state` must be what `start` or a step has returned, got {type(state).__name__}.")
-        _check_ids("token", token, "[B]", 1, len(state[0][0][0]))
+        check_ids("token", token, "[B]", 1, len(state[0][0][0]))
         logits, state = self._decode(token[:, None], state)
         return logits[:, 0], state
 
@@ -164,11 +164,3 @@ class _DecoderBlock(nn.Module):
         a = self.attention_norm(y + self.dropout(self.attention.read(y, k, v, causal=True)))
         c = self.source_norm(a + self.dropout(self.source_attention.read(a, *memory, mask)))
         return self.norm(c + self.dropout(self.feedforward(c))), (k, v)
-
-
-def _check_ids(name: str, ids: Tensor, dims: str, count: int, batch: int | None = None) -> None:
-    if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.dim() != count:
-        came = f"{ids.dtype} of shape {list(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
-        raise ValueError(f"`{name}` must be a tensor of integer ids {dims}, got {came}.")
-    if batch is not None and len(ids) != batch:
-        raise ValueError(f"`{name}` must have B={batch} rows, as many as the source, got {len(ids)}.")

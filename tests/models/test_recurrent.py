@@ -106,3 +106,25 @@ def test_without_instructions_for_bfloat16_it_runs_in_float32(monkeypatch):
     torch.testing.assert_close(layer(x.bfloat16().float())[0], y)
     torch.testing.assert_close(again, expected[:, 3:], rtol=0, atol=0.05)
     assert state[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("layer", [LSTM, GRU, BidirectionalLSTM])
+@pytest.mark.parametrize(("name", "size"), [("input_size", 0), ("hidden_size", -2), ("layers", 0)])
+def test_sizes_are_checked(layer, name, size):
+    with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got {size}"):
+        layer(**{"input_size": 4, name: size})
+    with pytest.raises(ValueError, match="`dropout` must be a probability, from 0 to 1, got -1"):
+        layer(4, layers=2, dropout=-1)
+
+
+@pytest.mark.parametrize("bias", [float("nan"), float("inf"), "1"])
+def test_a_forget_bias_that_is_no_number_is_named(bias):
+    with pytest.raises(ValueError, match=f"`forget_bias` must be a number, or None .*, got {bias!r}"):
+        LSTM(4, forget_bias=bias)
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "output_size", "embedding_size", "readout_size"])
+@pytest.mark.parametrize("size", [0, -1])
+def test_sizes_of_a_classifier_are_checked(name, size):
+    with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got {size}"):
+        SequenceClassifier(**{"vocab_size": 6, "output_size": 2, "layer": LSTM, name: size})

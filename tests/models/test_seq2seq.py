@@ -219,3 +219,34 @@ def test_a_shared_network_has_no_encoder_of_its_own(wrong):
 def test_a_layer_that_is_made_already_is_refused():
     with pytest.raises(TypeError, match="`encoder` must be a class or a function of the width"):
         Seq2Seq(9, 7, LSTM, encoder=LSTM(200))
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "output_size", "embedding_size"])
+@pytest.mark.parametrize("size", [0, -1])
+def test_sizes_are_checked(name, size):
+    with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got {size}"):
+        Seq2Seq(**{"vocab_size": 9, "output_size": 7, name: size})
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_wrong_arguments_are_named(attention, pairs):
+    model, (source, target, mask) = network("lstm_attention" if attention else "lstm"), pairs
+    with pytest.raises(
+        ValueError, match=r"`source` must be a tensor of integer ids \[B, S\], got torch.int64 of shape"
+    ):
+        model(source[0], target)
+    with pytest.raises(ValueError, match="`target` must have B=3 rows, as many as the source, got 2"):
+        model(source, target[:2], mask)
+    with pytest.raises(ValueError, match=r"`source` must be ids from 0 to 8, got .* to 9.*vocab_size"):
+        model(source + (source == source.max()) * (9 - source.max()), target)
+    with pytest.raises(ValueError, match="`target` must be ids from 0 to 6, got . to 7"):
+        model(source, target.fill_(7))
+    with pytest.raises(ValueError, match="`state` must be what `start` or a step has returned, got NoneType"):
+        model.step(source[:, 0], None)
+    with pytest.raises(ValueError, match=r"`token` must be a tensor of integer ids \[B\], got torch.int64 of shape"):
+        model.step(source, model.start(source))
+
+
+def test_a_probability_out_of_its_range_is_named():
+    with pytest.raises(ValueError, match="`dropout` must be a probability, from 0 to 1, got 2"):
+        Seq2Seq(9, 7, dropout=2)
