@@ -99,10 +99,12 @@ def test_a_source_of_padding_alone_gives_numbers(name, pairs):
 
 def test_sources_and_targets_have_at_least_one_token(pairs):
     source, target, _ = pairs
-    with pytest.raises(ValueError, match="Every source must have at least one token"):
+    with pytest.raises(ValueError, match="Every source must have at least one token, its end, got sources of length 0"):
         network("lstm")(source[:, :0], target)
-    with pytest.raises(ValueError, match="Every target must have at least one token"):
+    with pytest.raises(ValueError, match="Every target must have at least one token, its end, got targets of length 0"):
         network("lstm")(source, target[:, :0])
+    with pytest.raises(ValueError, match="`steps` must be at least 1, got 0"):
+        greedy(network("lstm"), source, None, 0)
 
 
 @every_network
@@ -239,7 +241,7 @@ def test_wrong_arguments_are_named(attention, pairs):
         model(source, target[:2], mask)
     with pytest.raises(ValueError, match=r"`source` must be ids from 0 to 8, got .* to 9.*vocab_size"):
         model(source + (source == source.max()) * (9 - source.max()), target)
-    with pytest.raises(ValueError, match="`target` must be ids from 0 to 6, got . to 7"):
+    with pytest.raises(ValueError, match=r"`target` must be ids from 0 to 6, got . to 7"):
         model(source, target.fill_(7))
     with pytest.raises(ValueError, match="`state` must be what `start` or a step has returned, got NoneType"):
         model.step(source[:, 0], None)
