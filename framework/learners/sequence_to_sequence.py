@@ -66,9 +66,12 @@ class SequenceToSequence(Learner):
 
     def loss(self, call: Callable[..., Any], batch: Any) -> Tensor:
         """Mean cross-entropy of the target's tokens that `call`, standing for the model's forward, gives."""
+        asked = batch.target_mask.sum()
+        if not asked:
+            raise ValueError("Every batch must have a target token that counts, in this one `target_mask` is False.")
         parts = by_length(batch, self.length_groups, _TRIMS)
         losses = [_losses(call(part.source, part.target, part.source_mask), part).sum() for part in parts]
-        return torch.stack(losses).sum() / batch.target_mask.sum()
+        return torch.stack(losses).sum() / asked
 
     def terms(self, batch: Any) -> Tensor:
         """The number of target tokens."""

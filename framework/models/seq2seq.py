@@ -101,8 +101,6 @@ class Seq2Seq(nn.Module):
         """
         state = self.start(source, source_mask)
         check_ids("target", target, "[B, T]", 2, len(source))
-        if not target.shape[1]:
-            raise ValueError("Every target must have at least one token, its end, got targets of length 0.")
         inputs = shifted(target)
         if self.attention is None:
             y, _ = self.decoder(self.dropout(embed("target", self.target_embedding, inputs)), state[0])
@@ -116,8 +114,6 @@ class Seq2Seq(nn.Module):
     def start(self, source: Tensor, source_mask: Tensor | None = None) -> tuple[Any, ...]:
         """Read the source; return the state from which `step` writes the target."""
         check_ids("source", source, "[B, S]", 2)
-        if not source.shape[1]:
-            raise ValueError("Every source must have at least one token, got sources of length 0.")
         h, state = self.encoder(self.dropout(embed("source", self.source_embedding, source)), None, source_mask)
         if self.attention is None:
             return (state,)
@@ -194,6 +190,7 @@ def greedy(model: Any, source: Tensor, source_mask: Tensor | None, steps: int, l
     Returns:
         Logits of every step ``[B, steps, output_size]``; the tokens are their argmax.
     """
+    check_sizes(steps=steps)
     token, state, logits = source.new_zeros(len(source)), model.start(source, source_mask), []
     for t in range(steps):
         step_logits, state = model.step(token, state)

@@ -168,12 +168,14 @@ def embed(name: str, embedding: nn.Embedding, ids: Tensor) -> Tensor:
 
 
 def check_ids(name: str, ids: Tensor, dims: str, count: int, batch: int | None = None) -> None:
-    """Raise a ValueError unless ids are whole numbers in so many dimensions and, where it is told, of so many rows."""
+    """Raise a ValueError unless ids are whole numbers in so many dimensions, of so many rows where they are told."""
     if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.dim() != count:
         came = f"{ids.dtype} of shape {list(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
         raise ValueError(f"`{name}` must be a tensor of integer ids {dims}, got {came}.")
     if batch is not None and len(ids) != batch:
         raise ValueError(f"`{name}` must have B={batch} rows, as many as the source, got {len(ids)}.")
+    if count == 2 and not ids.shape[1]:
+        raise ValueError(f"Every {name} must have at least one token, its end, got {name}s of length 0.")
 
 
 def check_factory(name: str, made_by: object) -> None:

@@ -289,6 +289,12 @@ def test_wrong_settings_are_named(settings, message):
         fresh(**settings)
 
 
+def test_a_batch_that_asks_for_nothing_is_named():
+    learner, batch = fresh(), batch_of(Reversal("reversal"))
+    with pytest.raises(ValueError, match="Every batch must have a target token that counts, in this one"):
+        learner.loss(learner.model, batch._replace(target_mask=torch.zeros_like(batch.target_mask)))
+
+
 def test_data_for_another_learner_are_named(tmp_path):
     learner = SequenceClassification(SequenceClassifier(6, 4, LSTM))
     with pytest.raises(ValueError, match="needs batches with tokens, label, mask, these are PairBatch without tokens"):
