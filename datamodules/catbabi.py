@@ -8,7 +8,7 @@ import numpy as np
 
 from algornn.datamodules.babi import VOCABULARY, BAbI, parse
 from algornn.datamodules.files import read_text
-from algornn.datamodules.split_datamodule import check_name, generator
+from algornn.datamodules.split_datamodule import check_flags, check_name, generator
 from algornn.datamodules.story import PAD
 from algornn.datamodules.stream import Documents, StreamDataModule
 from algornn.datamodules.tokens import NO_TARGET
@@ -77,6 +77,7 @@ class CatBAbI(StreamDataModule):
         drop_last_story: bool = True,
     ) -> None:
         super().__init__(split, data_dir, batch_size, seed, segment_length, evaluation_rows)
+        check_flags(task_ids_in_vocabulary=task_ids_in_vocabulary, drop_last_story=drop_last_story)
         self._babi = BAbI(split, data_dir, tasks=tasks)
         self.tasks, self.groups = self._babi.tasks, self._babi.groups
         self.mode = check_name("mode", mode, ("qm", "lm"))

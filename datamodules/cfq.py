@@ -13,7 +13,7 @@ from typing import IO, TextIO
 
 from algornn.datamodules.files import DAMAGE, cache_dir, damaged, download, find, read_text, search_dirs
 from algornn.datamodules.sequence_pairs import FilePairDataModule
-from algornn.datamodules.split_datamodule import check_positive, generator
+from algornn.datamodules.split_datamodule import check_flags, check_positive, generator
 
 URLS = ("https://storage.googleapis.com/cfq_dataset/cfq.tar.gz",)
 SHA256 = "979d719271eae12611643b89151f639d94092800e7e71f2d23a754c43f3eb1ba"
@@ -154,7 +154,7 @@ class CFQ(FilePairDataModule):
         iid_size: Number of iid examples (not of random_split).
 
     Raises:
-        TypeError: A number that is not whole.
+        TypeError: A number that is not whole, or a flag that is neither True nor False.
         ValueError: Unknown split, or a size below 1.
 
     Attributes:
@@ -179,6 +179,7 @@ class CFQ(FilePairDataModule):
     ) -> None:
         super().__init__(split, data_dir, batch_size, seed)
         check_positive(val_size=val_size, iid_size=iid_size)
+        check_flags(held_out=held_out)
         self.held_out, self.val_size, self.iid_size = held_out, val_size, iid_size
         if split != "random_split":
             self.further, self.further_val, self.ood = ("iid",), ("val_ood",), ("test", "val_ood")

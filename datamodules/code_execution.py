@@ -2,7 +2,7 @@
 
 import os
 
-from algornn.datamodules.split_datamodule import check_positive, generator
+from algornn.datamodules.split_datamodule import check_flags, check_positive, generator
 from algornn.datamodules.story import PAD
 from algornn.datamodules.story_world import Dice
 from algornn.datamodules.tokens import PackedTokens, TokenDataModule
@@ -106,7 +106,7 @@ class CodeExecution(TokenDataModule):
         ignore_conditional_reassignment: Whether the released code's omission is kept.
 
     Raises:
-        TypeError: A number that is not whole.
+        TypeError: A number that is not whole, or a flag that is neither True nor False.
         ValueError: Unknown split, a size below 1, or fewer than 10 statements.
 
     Attributes:
@@ -130,6 +130,7 @@ class CodeExecution(TokenDataModule):
     ) -> None:
         super().__init__(split, data_dir, batch_size, seed)
         check_positive(statements=statements, train_size=train_size, test_size=test_size)
+        check_flags(ignore_conditional_reassignment=ignore_conditional_reassignment)
         if statements < _LEAST_STATEMENTS:
             raise ValueError(f"statements must be at least {_LEAST_STATEMENTS}, not {statements}.")
         self.statements, self.train_size, self.test_size = statements, train_size, test_size

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from algornn.datamodules.function_tables import IN, OUT, FunctionLanguage, write
 from algornn.datamodules.labelled_sequences import LabelledDataset, LabelledSequenceDataModule
 from algornn.datamodules.sequence_sampling import Sequences, draw_different, join, keys, shares, take
-from algornn.datamodules.split_datamodule import check_positive, check_whole, generator
+from algornn.datamodules.split_datamodule import check_flags, check_positive, check_whole, generator
 from algornn.datamodules.story import PAD
 
 _SYMBOLS = tuple(string.digits[:8])
@@ -172,7 +172,7 @@ class CTLPlusPlus(LabelledSequenceDataModule):
         test_size: Number of sequences of val, test and every test set that is not a set of all pairs.
 
     Raises:
-        TypeError: A number that is not whole.
+        TypeError: A number that is not whole, or a flag that is neither True nor False.
         ValueError: Unknown split, a number that is out of range, or more sequences than there are.
 
     Attributes:
@@ -200,6 +200,7 @@ class CTLPlusPlus(LabelledSequenceDataModule):
         super().__init__(split, data_dir, batch_size, seed)
         self._check(overlap, symbol_overlap)
         check_positive(train_size=train_size, test_size=test_size)
+        check_flags(pairs=pairs, backward=backward)
         self.overlap, self.symbol_overlap, self.pairs, self.backward = overlap, symbol_overlap, pairs, backward
         self.train_size, self.test_size = train_size, test_size
         self._sampled = tuple(name for name in _TESTS[split] if overlap or name != "all_overlap")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from algornn.datamodules.files import check_sha256, obtain, read_text
 from algornn.datamodules.sequence_pairs import SPECIAL, PairDataset, SequencePairDataModule
-from algornn.datamodules.split_datamodule import check_positive, generator
+from algornn.datamodules.split_datamodule import check_flags, check_positive, generator
 
 _RAW = "https://raw.githubusercontent.com/"
 _SIMPLE = f"{_RAW}brendenlake/SCAN/c4b756cbc010d75c912f16c42c8f15dc6b7e6c8f/simple_split/"
@@ -200,7 +200,7 @@ class SCAN(SequencePairDataModule):
         iid_size: Number of iid commands.
 
     Raises:
-        TypeError: A number that is not whole.
+        TypeError: A number that is not whole, or a flag that is neither True nor False.
         ValueError: Unknown split, a size below 1, or more than 4,000 commands in val and iid together.
 
     Attributes:
@@ -225,6 +225,7 @@ class SCAN(SequencePairDataModule):
     ) -> None:
         super().__init__(split, data_dir, batch_size, seed)
         check_positive(val_size=val_size, iid_size=iid_size)
+        check_flags(held_out=held_out)
         if val_size + iid_size > _MOST_HELD_OUT:
             raise ValueError(
                 f"val_size and iid_size are drawn from the training lines, expected at most {_MOST_HELD_OUT} together, "

@@ -120,6 +120,13 @@ def check_positive(**numbers: int) -> None:
             raise ValueError(f"{name} must be at least 1, not {number}.")
 
 
+def check_flags(**flags: object) -> None:
+    """Raise a TypeError unless all `flags` are True or False: "no" would count as True."""
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} must be True or False, not {flag!r}.")
+
+
 class EpochOrder:
     """The batches of one process in one epoch: lists of indices, from one permutation per (name, epoch).
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from numbers import Real
 from typing import Any, ClassVar, cast
 
 import lightning as L
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from algornn.learners.example_scores import ExampleScores
+from algornn.memory.associations import check_sizes
 
 Scored = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # ids, right answers, answers asked for, loss, group; all [B]
 
@@ -31,7 +33,8 @@ class Learner(L.LightningModule):
         cooldown: share of the training, at its end, over which the learning rate falls linearly to 0.
 
     Raises:
-        ValueError: a cooldown out of its range, or a layer that does not read as the learner has to.
+        TypeError: an optimizer that is made already, or a number of steps that is not whole.
+        ValueError: a number out of its range, or a layer that does not read as the learner has to.
     """
 
     reads: ClassVar[tuple[str, ...]] = ()
@@ -47,8 +50,12 @@ class Learner(L.LightningModule):
         cooldown: float = 0.0,
     ) -> None:
         super().__init__()
-        if not 0 <= cooldown <= 1:
-            raise ValueError(f"`cooldown` must be a share of the training between 0 and 1, got {cooldown}.")
+        if optimizer is not None and not callable(optimizer):
+            raise TypeError(
+                f"`optimizer` must be called with the parameters, as torch.optim.Adam is, got {optimizer!r}."
+            )
+        check_sizes(0, warmup_steps=warmup_steps)
+        check_shares(warmup_factor=warmup_factor, cooldown=cooldown)
         for layer in model.modules():
             if any(getattr(layer, trait, False) for trait in self.refuses):
                 raise ValueError(
@@ -196,6 +203,13 @@ class Learner(L.LightningModule):
             self.results[name] = nested(values)
             self.log_dict({f"test/{name}/{key}": x for key, x in values.items() if not key.endswith("examples")})
         self.scores = {}
+
+
+def check_shares(**shares: object) -> None:
+    """Raise a ValueError unless all shares are numbers from 0 to 1."""
+    for name, share in shares.items():
+        if isinstance(share, bool) or not isinstance(share, Real) or not 0 <= float(share) <= 1:
+            raise ValueError(f"`{name}` must be a share, a number from 0 to 1, got {share!r}.")
 
 
 def nested(values: dict[str, float]) -> dict[str, Any]:

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from algornn.learners.learner import Learner, Scored
+from algornn.learners.learner import Learner, Scored, check_shares
 from algornn.learners.length_groups import by_length, check_length_groups
+from algornn.memory.associations import check_sizes
 from algornn.models.seq2seq import EOS_ID, greedy
 
 _TRIMS = {"target_mask": ("target",), "source_mask": ("source",)}
@@ -55,10 +56,10 @@ class SequenceToSequence(Learner):
         max_length: int = 512,
     ) -> None:
         super().__init__(model, optimizer, warmup_steps, warmup_factor, cooldown)
-        if not 0 <= teacher_forcing <= 1:
-            raise ValueError(f"`teacher_forcing` must be a share of the batches, 0 to 1, got {teacher_forcing}.")
-        if max_length < 1:
-            raise ValueError(f"`max_length` must be at least 1, got {max_length}.")
+        check_shares(teacher_forcing=teacher_forcing)
+        check_sizes(max_length=max_length)
+        if not isinstance(eos_oracle, bool):
+            raise TypeError(f"`eos_oracle` must be True or False, got {eos_oracle!r}.")
         if missing := [name for name in ("start", "step") if not hasattr(model, name)]:
             raise TypeError(f"`model` must have start and step to decode, {type(model).__name__} lacks {missing[0]}.")
         self.teacher_forcing, self.length_groups = teacher_forcing, check_length_groups(length_groups)

@@ -10,6 +10,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from algornn.checkpoints import LastCheckpoint
+from algornn.datamodules import CFQ, SCAN, CatBAbI, CodeExecution, CTLPlusPlus
 from algornn.datamodules.split_datamodule import (
     EpochOrder,
     Example,
@@ -283,3 +284,19 @@ def test_two_gloo_processes_see_the_batches_of_one(tmp_path):
     assert {step: flat(zip(seen[0][step], seen[1][step], strict=True)) for step in seen[0]} == expected
     assert torch.load(tmp_path / "test0.pt") == {"test": [0, 2, 4, 6, 8, 10], "far": [0, 2]}
     assert torch.load(tmp_path / "test1.pt") == {"test": [1, 3, 5, 7, 9, 0], "far": [1, 0]}
+
+
+@pytest.mark.parametrize(
+    ("made", "flag"),
+    [
+        (SCAN, "held_out"),
+        (CFQ, "held_out"),
+        (CTLPlusPlus, "pairs"),
+        (CTLPlusPlus, "backward"),
+        (CatBAbI, "drop_last_story"),
+        (CodeExecution, "ignore_conditional_reassignment"),
+    ],
+)
+def test_what_is_neither_true_nor_false_is_refused(made, flag):
+    with pytest.raises(TypeError, match=f"{flag} must be True or False, not 'no'"):
+        made(**{flag: "no"})

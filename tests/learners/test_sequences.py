@@ -279,14 +279,27 @@ def test_classes_are_learnt_and_scored(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"teacher_forcing": 1.5}, "`teacher_forcing` must be a share of the batches, 0 to 1, got 1.5"),
+        ({"teacher_forcing": 1.5}, "`teacher_forcing` must be a share, a number from 0 to 1, got 1.5"),
+        ({"teacher_forcing": "a"}, "`teacher_forcing` must be a share, a number from 0 to 1, got 'a'"),
         ({"length_groups": 0}, "`length_groups` must be at least 1"),
-        ({"cooldown": 2.0}, "`cooldown` must be a share"),
+        ({"max_length": 2.5}, "`max_length` must be a whole number, got 2.5"),
+        ({"eos_oracle": "no"}, "`eos_oracle` must be True or False, got 'no'"),
+        ({"warmup_steps": -1}, "`warmup_steps` must be at least 0, got -1"),
+        ({"warmup_steps": 1.5}, "`warmup_steps` must be a whole number, got 1.5"),
+        ({"warmup_factor": -3}, "`warmup_factor` must be a share, a number from 0 to 1, got -3"),
+        ({"cooldown": 2.0}, "`cooldown` must be a share, a number from 0 to 1, got 2.0"),
     ],
 )
 def test_wrong_settings_are_named(settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         fresh(**settings)
+
+
+def test_what_makes_no_optimizer_is_named():
+    with pytest.raises(
+        TypeError, match=r"`optimizer` must be called with the parameters, as torch.optim.Adam is, got 3"
+    ):
+        SequenceToSequence(Seq2Seq(6, 6), 3)
 
 
 def test_a_batch_that_asks_for_nothing_is_named():
