@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from algornn.learners.learner import Learner, Scored, check_shares
 from algornn.learners.length_groups import by_length, check_length_groups
+from algornn.learners.target_shift import check_shift
 from algornn.memory.associations import check_sizes
 from algornn.models.seq2seq import EOS_ID, greedy
 
@@ -25,7 +26,8 @@ class SequenceToSequence(Learner):
 
     Args:
         model: the network, ``forward(source, target, source_mask) -> logits [B, T, V]`` with ``start`` and ``step``
-            for decoding, such as `Seq2Seq` or `TransformerSeq2Seq`.
+            for decoding, such as `Seq2Seq` or `TransformerSeq2Seq`. The target comes as it is: the decoder must see
+            it one step later, id 0 first, which is checked when training starts.
         optimizer: called with the parameters that are trained; None: Adam with its defaults.
         warmup_steps: optimizer steps at the start with a reduced learning rate.
         warmup_factor: the factor of the learning rate during these steps.
@@ -42,6 +44,7 @@ class SequenceToSequence(Learner):
     """
 
     reads = ("source", "target", "source_mask", "target_mask")
+    _begins = False  # whether the next training step is the first of a fit
 
     def __init__(
         self,
@@ -78,8 +81,19 @@ class SequenceToSequence(Learner):
         """The number of target tokens."""
         return batch.target_mask.sum()
 
+    def on_train_start(self) -> None:
+        """Look at the first batch more closely."""
+        self._begins = True
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the loss of a batch, whose decoder reads the target or what it writes itself."""
+        """Return the loss of a batch, whose decoder reads the target or what it writes itself.
+
+        Raises:
+            ValueError: at the start of a fit, where the network sees the token that it has to name.
+        """
+        if self._begins:
+            self._begins = False
+            check_shift(self.model, batch.source, batch.target, batch.source_mask)
         forced = self.teacher_forcing == 1 or bool(torch.rand(()) < self.teacher_forcing)
         loss = self.shared_out(self.loss(self.model if forced else self._reading_its_own, batch), batch)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
