@@ -1,6 +1,8 @@
 """SequenceToSequence and SequenceClassification: losses, scores, decoding, validation sets out of distribution."""
 
+import re
 from functools import partial
+from pathlib import Path
 from typing import ClassVar
 
 import lightning as L
@@ -271,6 +273,23 @@ def test_classes_are_learnt_and_scored(tmp_path):
     assert result["groups"]["short"]["examples"] == short.sum()
     losses = F.cross_entropy(learner.model(batch.tokens, batch.mask), batch.label)
     assert result["loss"] == pytest.approx(losses.item(), rel=1e-5)
+
+
+def test_the_example_of_the_documentation(tmp_path):
+    page = Path(__file__).parents[2] / "docs" / "models.md"
+    (example,) = (
+        part for part in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL) if "Translator" in part
+    )
+    found = {}
+    exec(compile(example, str(page), "exec"), found)
+    torch.manual_seed(0)
+    learner, data = SequenceToSequence(found["Translator"](6, 6, 16), max_length=8), Reversal("reversal")
+    trainer(tmp_path, max_steps=1, limit_val_batches=1).fit(learner, data)
+    batch = batch_of(data)
+    written = learner.eval().predict_step(batch, 0)[0]
+    alone = type(batch)(*(field[:1] for field in batch))._replace(source=batch.source[:1, : batch.source_mask[0].sum()])
+    alone = alone._replace(source_mask=alone.source > 0)
+    assert torch.equal(learner.predict_step(alone, 0)[0], written)
 
 
 # Mistakes.
