@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shlex
 import sys
@@ -10,7 +11,8 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from pydoc import locate
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -34,6 +36,9 @@ from algornn.run_folder import came_to_nothing, changed_options, check_run_folde
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 # Classes of ours whose names torch has, too: on the command line they mean ours.
 _SHADOWED = {name for name in algornn.__all__ if hasattr(torch.nn, name)}
+# What a network takes from the data.
+_WORDS = ("vocab_size", "output_size", "ids_per_token", "sentence_length")
+_SIZES = (*_WORDS, "input_size", "digits", "num_keys", "num_values")
 
 USAGE = """usage: algornn COMMAND ...
 
@@ -129,6 +134,7 @@ class AlgornnCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle the run folder and the checkpoint, and refuse to write over another run."""
         config = self.config[self.subcommand]
+        _check_filled(config.get("model.init_args.model"))
         files = [Path(str(path)) for path in config.get("config") or []]
         config.recipe.name = config.recipe.name or (files[0].stem if files else "run")
         own = next((file.parent for file in files if file.name == "config.yaml"), None)
@@ -244,9 +250,22 @@ class AlgornnCLI(LightningCLI):
 
 def _link_sizes(parser: LightningArgumentParser) -> None:
     """Let the model take from the data what it must know of them; skipped where it has no such argument."""
-    words = ("vocab_size", "output_size", "ids_per_token", "sentence_length")
-    for size in (*words, "input_size", "digits", "num_keys", "num_values"):
+    for size in _SIZES:
         parser.link_arguments(f"data.{size}", f"model.init_args.model.init_args.{size}", apply_on="instantiate")
+
+
+def _check_filled(network: Any) -> None:
+    """Raise a ValueError where an argument has no type, default or value: the parser lets it through as None."""
+    if not hasattr(network, "class_path"):
+        return
+    given: Any = network.get("init_args") or {}
+    for name, argument in inspect.signature(cast(Any, locate(network.class_path))).parameters.items():
+        untold = argument.annotation is argument.default is argument.empty and name not in _SIZES
+        if untold and argument.kind is argument.POSITIONAL_OR_KEYWORD and given.get(name) is None:
+            raise ValueError(
+                f"Nothing fills in `{name}` of {network.class_path}: give --model.model.{name}, give it a default, or "
+                f"call it what the data fill in, one of {', '.join(_SIZES)}."
+            )
 
 
 def build_run(config: Path) -> Any:

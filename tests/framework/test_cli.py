@@ -317,6 +317,10 @@ class OnlySizes(nn.Module):
         self.embedding = nn.Embedding(vocab_size, vocab_size)
     def forward(self, story, query, mask=None):
         return self.embedding(query).sum(1)
+
+class OtherNames(OnlySizes):
+    def __init__(self, vocab, sentence_length):
+        super().__init__(vocab, sentence_length)
 """
 
 
@@ -328,6 +332,14 @@ def test_a_network_of_sizes_alone_trains_and_is_found_from_its_run_folder(tmp_pa
     args = ["--model.model=only_sizes.OnlySizes", "--trainer.max_steps=2", "--trainer.val_check_interval=2"]
     assert cli.main(["fit", "--config", "tiny.yaml", "--run_dir", "runs/own", *args]) == 0, capsys.readouterr().err
     assert cli.main(["test", "--run_dir", "runs/own"]) == 0, capsys.readouterr().err
+
+    args[0] = "--model.model=only_sizes.OtherNames"
+    assert cli.main(["fit", "--config", "tiny.yaml", "--run_dir", "runs/other", *args]) == 2
+    told = capsys.readouterr().err
+    assert "Nothing fills in `vocab` of only_sizes.OtherNames: give --model.model.vocab, give it a default, or" in told
+    assert not (tmp_path / "runs" / "other").exists()
+    named = [*args, "--model.model.vocab=200"]
+    assert cli.main(["fit", "--config", "tiny.yaml", "--run_dir", "runs/named", *named]) == 0, capsys.readouterr().err
 
 
 def test_a_name_that_torch_has_too_means_ours():
