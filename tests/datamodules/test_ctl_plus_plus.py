@@ -169,6 +169,13 @@ def test_known_stages_are_not_out_of_distribution(data):
     assert {"all", "all_pairs"} <= set(data.ood)
 
 
+def test_of_what_is_out_of_distribution_only_all_pairs_are_partly_in_train(data):
+    train = {example.source for example in data.examples("train")}
+    shares = {stage: np.mean([example.source in train for example in data.examples(stage)]) for stage in data.ood}
+    assert 0.25 < shares.pop("all_pairs") < 0.8
+    assert not any(shares.values())
+
+
 def test_data_depend_on_the_seed_only_and_turn_around():
     options = {"split": "parallel_branch_2stage", "overlap": 8, "symbol_overlap": 4, **SMALL}
 
