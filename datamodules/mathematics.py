@@ -86,8 +86,10 @@ class Mathematics(SequencePairDataModule):
     In version 1.0 each has 2 million training pairs, a third of them easy, medium and hard, and 10,000 pairs in
     `interpolate`; questions have at most 160 characters, answers at most 30.
 
-    Stages: train (the chosen levels, one after the other), val (drawn from these with the seed; train leaves it out),
-    test (`interpolate`) and, where there is a file, `extrapolate`, out of distribution (15 kinds of questions).
+    Stages: train (the chosen levels, one after the other), val (drawn from these with the seed; train leaves out its
+    questions, however often they are asked), test (`interpolate`) and, where there is a file, `extrapolate`, out of
+    distribution (15 kinds of questions). Whether a question of these two is also in train is not checked: they are used
+    as they were published.
 
     Files (Apache 2.0, DeepMind): `<level>/<split>.txt` for the levels, `interpolate/<split>.txt`, `extrapolate/`; plain
     or `.gz`, as in the release of version 1.0 or as its generator writes them. They are not downloaded (2.3 GB for all
@@ -99,7 +101,7 @@ class Mathematics(SequencePairDataModule):
         batch_size: Examples per batch and process.
         seed: Seed of the order of training and of the draw of val.
         levels: What to train on, of "train-easy", "train-medium" and "train-hard".
-        val_size: Number of val pairs.
+        val_size: Number of val pairs that are drawn; where their questions are repeated, all of these are in val.
 
     Raises:
         TypeError: A number that is not whole.
@@ -139,7 +141,7 @@ class Mathematics(SequencePairDataModule):
 
         Raises:
             FileNotFoundError: A file is nowhere.
-            ValueError: A line does not fit, or there are not enough pairs to draw val from.
+            ValueError: A line does not fit, or there are not enough questions to draw val from.
         """
         if stage in ("train", "val"):
             return PairDataset(self.vocabulary, self.outputs, self.groups, self._drawn(stage))
@@ -154,14 +156,15 @@ class Mathematics(SequencePairDataModule):
     def _drawn(self, stage: str) -> Iterator[tuple[str, str, int]]:
         """The training pairs without val, or val."""
         pairs = [pair for level in self.levels for pair in self._read(level)]
-        if len(pairs) <= self.val_size:
+        different = len({question for question, _, _ in pairs})
+        if different <= self.val_size:
             raise ValueError(
-                f"val_size is {self.val_size}, expected fewer than the {len(pairs)} training pairs at hand; choose a "
-                "smaller one."
+                f"val_size is {self.val_size}, expected fewer than the {different} different training questions at "
+                "hand; choose a smaller one."
             )
         draw = generator(self.benchmark, self.split, *self.levels, "held out", self.seed)
-        val = set(draw.permutation(len(pairs))[: self.val_size].tolist())
-        return (pair for i, pair in enumerate(pairs) if (i in val) == (stage == "val"))
+        val = {pairs[i][0] for i in draw.permutation(len(pairs))[: self.val_size].tolist()}
+        return (pair for pair in pairs if (pair[0] in val) == (stage == "val"))
 
     def _file(self, folder: str, name: str) -> Path:
         folders = search_dirs(self.benchmark, self.data_dir)

@@ -43,6 +43,16 @@ def test_stages(tiny):
     assert of(Mathematics(data_dir=tiny, val_size=5, seed=1), "val") != parts["val"]
 
 
+def test_a_question_that_is_repeated_is_in_train_or_in_val(tiny):
+    file = tiny / "train-hard" / f"{NAME}.txt"
+    file.write_text((tiny / "train-easy" / f"{NAME}.txt").read_text() * 2)
+    data = Mathematics(data_dir=tiny, val_size=5)
+    train, val = ([pair[0] for pair in of(data, stage)] for stage in ("train", "val"))
+    assert (len(train) + len(val), len(set(val))) == (40, 5)
+    assert not set(train) & set(val)
+    assert len(val) > 5
+
+
 def test_levels_and_kinds_without_extrapolation(tiny):
     data = Mathematics(data_dir=tiny, levels=["train-easy"], val_size=2)
     assert {pair[2] for pair in of(data, "train")} == {"train-easy"}
@@ -86,5 +96,7 @@ def test_bad_arguments_are_refused(wrong, message):
 
 
 def test_val_must_be_smaller_than_the_training_set(tiny):
-    with pytest.raises(ValueError, match="val_size is 30, expected fewer than the 30 training pairs at hand"):
+    with pytest.raises(
+        ValueError, match="val_size is 30, expected fewer than the 30 different training questions at hand"
+    ):
         Mathematics(data_dir=tiny, val_size=30).dataset("val")
