@@ -12,16 +12,10 @@ from report_runs import FIGURES, GROUPS, IID, OOD, stage, write_run
 from algornn.cli import main as command_line
 from algornn.report import main, result_table
 from algornn.report_figures import (
-    COLOURS,
-    curve_pictures,
-    group_bars,
-    iid_against_ood,
-    learning_curve,
     run_colours,
     set_bars,
-    small_multiples,
 )
-from algornn.run_results import RunResults, read_run
+from algornn.run_results import read_run
 
 
 @pytest.fixture(scope="module")
@@ -176,64 +170,6 @@ def test_sets_of_one_name_in_and_out_of_distribution_stand_apart(tmp_path):
     assert [text.get_text() for text in figure.axes[0].texts].count("none") == 2  # each run lacks the other's set
 
 
-def two_runs(folder: Path, **changes) -> list[RunResults]:
-    """Return two runs of two colours."""
-    runs = [read_run(write_run(folder / f"run{seed}", seed, steps=20_000, **changes)) for seed in (1, 2)]
-    for run in runs:
-        run.label = f"seed {run.seed}"
-    return runs
-
-
-def test_a_curve_of_one_run_among_several_keeps_its_colour_and_gets_a_legend(tmp_path):
-    runs = two_runs(tmp_path)
-    colours = run_colours(runs)
-    figure = learning_curve({"seed 2": [(0, 0.0), (1, 0.0)]}, "val/sequence_accuracy", colours)
-    assert [line.get_color() for line in figure.axes[0].get_lines()] == [COLOURS[1]]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["seed 2"]
-    low, high = figure.axes[0].get_ylim()
-    assert low <= 0 < 100 <= high <= 105
-    figure = small_multiples({"accuracy": {"seed 2": [[(0, 0.0)]]}, "rank": {"seed 1": [[(0, 0.0)]]}}, colours)
-    assert [axes.get_lines()[0].get_color() for axes in figure.axes] == [COLOURS[1], COLOURS[0]]
-    assert figure.axes[0].get_ylim()[1] >= 1 > figure.axes[1].get_ylim()[1]
-
-
-@pytest.mark.parametrize(
-    ("trainer", "why"),
-    [
-        ({"val_check_interval": 500_000}, ": the first is after 500,000 batches (trainer.val_check_interval)"),
-        ({"limit_val_batches": 0}, ": its validation is off"),
-        ({}, "."),
-    ],
-)
-def test_a_run_without_a_validation_curve_is_told(tmp_path, trainer, why):
-    runs = two_runs(tmp_path)
-    del runs[1].curves["val/sequence_accuracy"]
-    runs[1].config["trainer"] = trainer
-    list(curve_pictures(runs))
-    assert runs[0].notes == []
-    assert len(runs[1].notes) == 1
-    assert runs[1].notes[0].startswith(f"seed 2 has no validation curve{why}")
-
-
-def test_in_against_out_of_distribution_the_colour_is_the_run_and_the_marker_the_set(tmp_path):
-    stages = {"test": stage(IID, ood=False)} | {name: stage(OOD, ood=True) for name in ("sys", "far", "long")}
-    runs = two_runs(tmp_path, stages=stages)
-    points = iid_against_ood(runs, run_colours(runs)).axes[0].collections
-    colours = [tuple(p.get_facecolor()[0][:3]) for p in points]
-    markers = [p.get_paths()[0].vertices.tobytes() for p in points]
-    assert len(points) == 12  # groups and mean
-    assert len(set(colours)) == 2
-    assert len(set(markers)) == 3
-    assert markers[:6] == markers[6:]
-
-
-def test_a_group_without_examples_in_a_set_is_told_from_one_without_a_right_answer(tmp_path):
-    stages = {"test": stage({"a": 1.0, "b": 0.0}, ood=False), "sys": stage({"a": 0.5}, ood=True)}
-    run = read_run(write_run(tmp_path / "run", steps=10_000, stages=stages, incomplete=[]))
-    axes = group_bars(run, COLOURS[3]).axes[0]
-    assert [text.get_text() for text in axes.texts] == ["100.0", "0.0", "50.0", "none"]
-
-
 def test_returns_by_group_and_accuracy_by_examples_read(tmp_path):
     arms = {name: {"return": value, "examples": 4} for name, value in (("arms_2", 21.5), ("arms_10", 30.25))}
     read = {"accuracy_after_0": 0.125, "accuracy_after_10": 0.5, "accuracy_after_2": 0.25}
@@ -251,21 +187,6 @@ def test_returns_by_group_and_accuracy_by_examples_read(tmp_path):
     assert {(r["group"], r["value"]) for r in rows if r["group"]} == {("arms_2", "21.5"), ("arms_10", "30.25")}
     assert [r["value"] for r in rows if r["quantity"].startswith("accuracy after")] == ["0.125", "0.25", "0.5"]
     assert (run / "report/examples_read.png").is_file()
-
-
-def test_squared_errors_by_examples_read(tmp_path):
-    errors = {"squared_error": 0.25, "squared_error_after_0": 8.5, "squared_error_after_39": 0.25}
-    run = write_run(tmp_path / "run", incomplete=[], stages={"test": {"ood": False, "groups": {}, **errors}})
-    main([str(run)])
-    page = (run / "report/report.md").read_text()
-    assert "test (IID) squared_error" in page
-    assert "test (IID) %" not in page
-    rows = list(csv.DictReader((run / "report/report.csv").open()))
-    assert {r["quantity"]: r["value"] for r in rows if r["set"]} == {
-        "squared error": "0.25", "squared error after 0 examples": "8.5", "squared error after 39 examples": "0.25",
-    }  # fmt: skip
-    assert (run / "report/squared_error.png").is_file()
-    assert not (run / "report/examples_read.png").exists()
 
 
 def test_unfinished_run_shows_what_is_there(tmp_path, capsys):
@@ -404,12 +325,3 @@ def test_a_failed_control_stands_beside_the_numbers(tmp_path, capsys):
     assert told in capsys.readouterr().out
     assert told in (run / "report/report.html").read_text()
     assert told in (run / "report/report.md").read_text()
-
-
-def test_figure_that_cannot_be_drawn_is_told(tmp_path, capsys):
-    run = write_run(tmp_path / "run", steps=10_000)
-    file = run / "probes/fast_weight/step=10000.json"
-    file.write_text(json.dumps({"scalars": {}, "figures": {"odd": {"kind": "pie", "x": []}}}))
-    main([str(run)])
-    assert "fast_weight, step 10,000: the figure 'odd' cannot be drawn" in capsys.readouterr().out
-    assert "the figure &#x27;odd&#x27; cannot be drawn" in (run / "report/report.html").read_text()

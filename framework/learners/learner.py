@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from numbers import Real
 from typing import Any, ClassVar, cast
 
 import lightning as L
@@ -14,8 +13,8 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from algornn.learners.checks import check_shares, check_whole
 from algornn.learners.example_scores import ExampleScores
-from algornn.memory.associations import check_sizes
 
 Scored = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # ids, right answers, answers asked for, loss, group; all [B]
 
@@ -54,7 +53,7 @@ class Learner(L.LightningModule):
             raise TypeError(
                 f"`optimizer` must be called with the parameters, as torch.optim.Adam is, got {optimizer!r}."
             )
-        check_sizes(0, warmup_steps=warmup_steps)
+        check_whole(0, warmup_steps=warmup_steps)
         check_shares(warmup_factor=warmup_factor, cooldown=cooldown)
         for layer in model.modules():
             if any(getattr(layer, trait, False) for trait in self.refuses):
@@ -203,13 +202,6 @@ class Learner(L.LightningModule):
             self.results[name] = nested(values)
             self.log_dict({f"test/{name}/{key}": x for key, x in values.items() if not key.endswith("examples")})
         self.scores = {}
-
-
-def check_shares(**shares: object) -> None:
-    """Raise a ValueError unless all shares are numbers from 0 to 1."""
-    for name, share in shares.items():
-        if isinstance(share, bool) or not isinstance(share, Real) or not 0 <= float(share) <= 1:
-            raise ValueError(f"`{name}` must be a share, a number from 0 to 1, got {share!r}.")
 
 
 def nested(values: dict[str, float]) -> dict[str, Any]:

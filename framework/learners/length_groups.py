@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+import torch.nn.functional as F
+from torch import Tensor
 
-from algornn.memory.associations import check_sizes
+from algornn.learners.checks import check_whole
 
 Trims = Mapping[str, tuple[str, ...]]
 
 
 def check_length_groups(groups: int) -> int:
     """Return the number of parts; raise a TypeError or ValueError unless it is whole and at least 1."""
-    check_sizes(length_groups=groups)
+    check_whole(1, length_groups=groups)
     return groups
 
 
@@ -36,7 +36,7 @@ def by_length(batch: Any, groups: int, trims: Trims) -> list[Any]:
     lengths = torch.stack([getattr(batch, mask).sum(1) for mask in trims], 1).cpu()
     order = lengths[:, 0].argsort(stable=True)
     parts = []
-    for rows in order.split(least_padding(lengths[order].numpy(), groups)):
+    for rows in order.split(least_padding(lengths[order], groups)):
         part = type(batch)(*(field[rows.to(field.device)] for field in batch))
         longest = dict(zip(trims, lengths[rows].amax(0).tolist(), strict=True))
         names = {name: mask for mask, fields in trims.items() for name in (mask, *fields)}
@@ -44,29 +44,31 @@ def by_length(batch: Any, groups: int, trims: Trims) -> list[Any]:
     return parts
 
 
-def least_padding(lengths: NDArray[np.int64], groups: int) -> list[int]:
+def least_padding(lengths: Tensor, groups: int) -> list[int]:
     """Cut a batch into parts in order, so that they have the fewest tokens when each is padded to its longest.
 
     By dynamic programming over the parts and their ends; examples whose first length is the same stay together.
 
     Args:
-        lengths: the lengths of every example ``[B, k]``, ascending in the first.
+        lengths: the lengths of every example ``[B, k]``, on the CPU, ascending in the first.
         groups: the most parts.
 
     Returns:
         The sizes of the parts.
     """
-    ends = np.flatnonzero(np.diff(lengths[:, 0], prepend=-1, append=-1))  # where a part may begin or end, from 0 to B
-    longest, n = np.maximum.reduceat(lengths, ends[:-1]), len(ends) - 1
-    tokens = np.full((n, n + 1), np.inf)  # of a part from one of the ends to another
+    _, counts = lengths[:, 0].unique_consecutive(return_counts=True)
+    ends, n = F.pad(counts.cumsum(0), (1, 0)), len(counts)  # where a part may begin or end, from 0 to B
+    longest = torch.stack([same.amax(0) for same in lengths.split(counts.tolist())])
+    tokens = torch.full((n, n + 1), torch.inf)  # of a part from one of the ends to another
     for start in range(n):
-        tokens[start, start + 1 :] = np.maximum.accumulate(longest[start:]).sum(1) * (ends[start + 1 :] - ends[start])
-    best, starts = np.where(np.arange(n + 1) == 0, 0, np.inf), []
+        widths = longest[start:].cummax(0).values.sum(1)
+        tokens[start, start + 1 :] = widths * (ends[start + 1 :] - ends[start])
+    best, starts = torch.where(torch.arange(n + 1) == 0, 0.0, torch.inf), []
     for _ in range(min(groups, n)):
-        sums = best[:n, None] + tokens
-        best = sums.min(0)
-        starts.append(sums.argmin(0))
+        best, before = (best[:n, None] + tokens).min(0)
+        starts.append(before.tolist())
     cuts = [n]
     for start in reversed(starts):
-        cuts.append(int(start[cuts[-1]]))
-    return np.diff(ends[cuts[::-1]]).tolist()
+        cuts.append(start[cuts[-1]])
+    sizes: list[int] = ends[cuts[::-1]].diff().tolist()
+    return sizes

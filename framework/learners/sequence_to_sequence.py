@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from algornn.learners.learner import Learner, Scored, check_shares
+from algornn.learners.checks import check_shares, check_whole
+from algornn.learners.learner import Learner, Scored
 from algornn.learners.length_groups import by_length, check_length_groups
 from algornn.learners.target_shift import check_shift
-from algornn.memory.associations import check_sizes
 from algornn.models.seq2seq import EOS_ID, greedy
 
 _TRIMS = {"target_mask": ("target",), "source_mask": ("source",)}
@@ -60,7 +60,7 @@ class SequenceToSequence(Learner):
     ) -> None:
         super().__init__(model, optimizer, warmup_steps, warmup_factor, cooldown)
         check_shares(teacher_forcing=teacher_forcing)
-        check_sizes(max_length=max_length)
+        check_whole(1, max_length=max_length)
         if not isinstance(eos_oracle, bool):
             raise TypeError(f"`eos_oracle` must be True or False, got {eos_oracle!r}.")
         if missing := [name for name in ("start", "step") if not hasattr(model, name)]:

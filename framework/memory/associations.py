@@ -82,13 +82,13 @@ def state_or_zeros(state: Any, like: Tensor, dtype: torch.dtype, **shapes: tuple
     ]
 
 
-def check_sizes(least: int = 1, /, **sizes: object) -> None:
-    """Raise a TypeError unless all sizes are whole numbers, and a ValueError unless they are at least `least`."""
+def check_sizes(**sizes: object) -> None:
+    """Raise a TypeError unless all sizes are whole numbers, and a ValueError unless they are at least 1."""
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, Integral):
             raise TypeError(f"`{name}` must be a whole number, got {size!r}.")
-        if int(size) < least:
-            raise ValueError(f"`{name}` must be at least {least}, got {size}.")
+        if int(size) < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {size}.")
 
 
 def merge_heads(y: Tensor) -> Tensor:

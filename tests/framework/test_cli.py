@@ -1,6 +1,7 @@
 """The command line in this process: a run folder, what it refuses, and its messages."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -384,8 +385,6 @@ def test_every_recipe_trains_a_step(name, tmp_path, monkeypatch, capsys):
 
 
 def data_folder(benchmark: str) -> Path:
-    import os
-
     folder = Path(os.environ.get("ALGORNN_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
     if not (folder / benchmark).is_dir():
         pytest.skip(f"no files at {folder / benchmark}: set ALGORNN_DATA to the folder that holds {benchmark}/")

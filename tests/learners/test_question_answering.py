@@ -5,7 +5,6 @@ from functools import partial
 from itertools import combinations, pairwise
 
 import lightning as L
-import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -94,18 +93,17 @@ def test_groups_leave_the_least_padding_that_any_cuts_leave():
     generator = torch.Generator().manual_seed(0)
     for size, kinds in ((1, 3), (6, 1), (9, 4), (10, 9)):
         lengths = torch.stack([torch.randint(1, kinds + 1, (size,), generator=generator) for _ in range(2)], 1)
-        lengths = lengths[lengths[:, 0].argsort(stable=True)].numpy()
+        lengths = lengths[lengths[:, 0].argsort(stable=True)]
 
         def tokens(sizes, lengths=lengths):
-            parts = np.split(lengths, np.cumsum(sizes)[:-1])
-            return sum(len(part) * part.max(0).sum() for part in parts)
+            return sum(len(part) * int(part.amax(0).sum()) for part in lengths.split(sizes))
 
         for groups in (1, 2, 3, 20):
             found = least_padding(lengths, groups)
             assert sum(found) == size
             assert 1 <= len(found) <= groups
             ways = [
-                np.diff([0, *cuts, size])
+                [b - a for a, b in pairwise([0, *cuts, size])]
                 for k in range(min(groups, size))
                 for cuts in combinations(range(1, size), k)
                 if all(lengths[cut, 0] != lengths[cut - 1, 0] for cut in cuts)
