@@ -120,7 +120,7 @@ def test_a_start_that_fails_leaves_no_run_behind(run, tmp_path, capsys):
     told = capsys.readouterr()
     assert "choose a smaller batch_size" in told.err
     assert "run folder" not in told.out
-    assert not folder.exists()
+    assert not (folder / "lock").exists()
     assert cli.main([*args, "--test_after_fit", "false"]) == 0
 
 
