@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from pydoc import locate
@@ -152,13 +153,14 @@ class AlgornnCLI(LightningCLI):
         self._compare(run, checkpoints)
 
     def _compare(self, run: Path, checkpoints: Path) -> None:
-        """Refuse to go on with a training of other data or another model, and let a test of other options lie apart."""
-        config, parser, self.apart = self.config[self.subcommand], self._parser(self.subcommand), False
+        """Refuse to go on with a training of other data or another model; what others find of a run shall lie apart."""
+        config, parser, self.apart = self.config[self.subcommand], self._parser(self.subcommand), ""
         what = ("seed_everything", "data", "model")
-        if self.subcommand == "test" and (run / "config.yaml").is_file():
+        if self.subcommand in ("test", "predict") and (run / "config.yaml").is_file():
             # The weights of another run are no result of this one, either.
             foreign = Path(config.ckpt_path).resolve().parent != checkpoints.resolve()
-            self.apart = foreign or bool(changed_options(parser, config, run, (*what, "trainer")))
+            if foreign or changed_options(parser, config, run, (*what, "trainer")):
+                self.apart = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         if self.subcommand == "fit" and config.ckpt_path is not None and not came_to_nothing(run, checkpoints):
             for option, value in changed_options(parser, config, run, what).items():
                 raise ValueError(
@@ -184,7 +186,7 @@ class AlgornnCLI(LightningCLI):
             ]
         refuse_namesakes(_as_list(trainer.callbacks))  # before Lightning does, which does not name the mend
         kwargs["plugins"] = [*_as_list(trainer.plugins), AtomicCheckpointIO()]
-        self.trainer_defaults["callbacks"] = [last, RandomState(), self.record, PredictionWriter()]
+        self.trainer_defaults["callbacks"] = [last, RandomState(), self.record, PredictionWriter(self.apart)]
         return super().instantiate_trainer(**kwargs)
 
     def _run_subcommand(self, subcommand: str) -> None:

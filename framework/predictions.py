@@ -19,9 +19,13 @@ class PredictionWriter(L.Callback):
     A prediction is what the learner's `predict_step` gives for an example: a word where the data have names for the
     classes, the words up to "<eos>" where it is a sequence of them, else the numbers. Every example stands there once,
     whatever the number of processes.
+
+    Args:
+        apart: write to this folder in ``predictions``, since other options than the run's are given.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, apart: str = "") -> None:
+        self.apart = apart
         self._found: dict[str, dict[int, Any]] = {}
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -56,7 +60,7 @@ class PredictionWriter(L.Callback):
             dist.all_gather_object(parts, self._found)
         for name in dict.fromkeys(name for part in parts for name in part) if trainer.is_global_zero else ():
             joined = {index: row for part in parts for index, row in part.get(name, {}).items()}
-            file = Path(trainer.default_root_dir, "predictions", f"{name}.jsonl")
+            file = Path(trainer.default_root_dir, "predictions", self.apart, f"{name}.jsonl")
             file.parent.mkdir(parents=True, exist_ok=True)
             partial = file.with_name(f"{file.name}.part")
             lines = [json.dumps({"id": index, "prediction": joined[index]}) for index in sorted(joined)]

@@ -166,11 +166,11 @@ class RunRecord(L.Callback):
         seed: the seed of the run.
         command: how it was started.
         setting: the option that the recipe sweeps, and its value in this run.
-        apart: write to ``tests/<time>`` in the run folder, since the test has other options than the run.
+        apart: write to this folder in ``tests``, since the test has other options than the run; "": to the run folder.
     """
 
     def __init__(
-        self, recipe: Recipe, seed: int, command: str, setting: dict[str, Any] | None = None, apart: bool = False
+        self, recipe: Recipe, seed: int, command: str, setting: dict[str, Any] | None = None, apart: str = ""
     ) -> None:
         self.recipe, self.seed, self.command, self.setting, self.apart = recipe, seed, command, setting or {}, apart
         self.written: Path | None = None
@@ -206,7 +206,7 @@ class RunRecord(L.Callback):
             return
         record, folder = self._record(trainer, pl_module), Path(trainer.default_root_dir)
         if self.apart:
-            folder = folder / "tests" / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+            folder = folder / "tests" / self.apart
             folder.mkdir(parents=True)
         file = folder / "metrics.json"
         finished = read_json(file)

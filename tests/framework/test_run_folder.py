@@ -48,6 +48,15 @@ def test_a_test_of_other_options_is_written_apart(run, option, tmp_path, capsys)
     assert "names (OOD)" in capsys.readouterr().out
 
 
+def test_predictions_of_other_options_are_written_apart(run, capsys):
+    assert cli.main(["predict", "--run_dir", str(run)]) == 0
+    before = content(run)
+    assert cli.main(["predict", "--run_dir", str(run), "--data.test_size=300"]) == 0
+    (folder,) = (part for part in (run / "predictions").iterdir() if part.is_dir())
+    assert f"predictions: {folder}" in capsys.readouterr().out
+    assert {file: text for file, text in content(run).items() if folder not in file.parents} == before
+
+
 def test_a_test_that_only_shows_more_or_computes_elsewhere_is_the_runs_own(run, tmp_path):
     (run / "metrics.json").unlink()
     options = ["--trainer.enable_progress_bar=true", "--trainer.devices=1", f"--data.data_dir={tmp_path}"]
