@@ -25,6 +25,7 @@ def check_shift(model: nn.Module, source: Tensor, target: Tensor, source_mask: T
         target: ids ``[B, T]``; the first tokens of the first two rows are looked at.
         source_mask: ``[B, S]`` bool or None.
     """
+    model = getattr(model, "_orig_mod", model)  # a compiled network would be compiled for these small sizes, too
     source, target = source[:2], target[:2, :_TOKENS]
     source_mask = None if source_mask is None else source_mask[:2]
     t = target.shape[1] // 2

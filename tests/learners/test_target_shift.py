@@ -72,6 +72,13 @@ def test_a_target_that_is_not_shifted_is_named(length, dtype):
         check_shift(Unshifted(6, 6, LSTM).to(dtype), SOURCE, TARGET[:, :length], None)
 
 
+def test_nothing_is_compiled_for_the_look():
+    def backend(graph, inputs):
+        raise AssertionError("compiled")
+
+    check_shift(torch.compile(NETWORKS["lstm"](), backend=backend), SOURCE, TARGET, SOURCE > 0)
+
+
 def test_a_start_that_step_does_not_share_is_named():
     with pytest.raises(ValueError, match="OtherStart and its start and step give other logits for the same tokens"):
         check_shift(OtherStart(6, 6, LSTM), SOURCE, TARGET, None)
