@@ -187,8 +187,8 @@ class DigitDataModule(SplitDataModule):
         dataset = self._dataset(pairs, operator)
         if not len(dataset):
             raise ValueError(
-                f"Stage {stage!r} of {self} has no problem: of {size} drawn, held_out={self.held_out} leaves none; "
-                f"choose a smaller held_out or a larger {'train_size' if stage == 'train' else 'test_size'}."
+                f"Stage {stage!r} of {self} has no problem: of {size} drawn none is left; choose a larger "
+                f"{'train_size' if stage == 'train' else 'test_size'}{' or a smaller held_out' * (self.held_out > 0)}."
             )
         return dataset
 

@@ -64,13 +64,13 @@ def _checked(lists: Sequences, path: Path) -> Sequences:
     if bad.any():
         raise ValueError(
             f"{path}, line {bad.argmax() + 1}: expected one list with a bracket ] for every operator and an argument "
-            "at least; this line is damaged."
+            "at least; the file is damaged, fetch it again."
         )
     if (wrong := value != lists.label).any():
         row = wrong.argmax()
         raise ValueError(
             f"{path}, line {row + 1}: the list comes to {value[row]}, but its label is {lists.label[row]}; "
-            "this line is damaged."
+            "the file is damaged, fetch it again."
         )
     return lists._replace(kind=needed)
 

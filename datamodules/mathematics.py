@@ -128,7 +128,7 @@ class Mathematics(SequencePairDataModule):
     ) -> None:
         super().__init__(split, data_dir, batch_size, seed)
         check_positive(val_size=val_size)
-        if isinstance(levels, str) or not levels:
+        if isinstance(levels, str) or not isinstance(levels, Sequence) or not levels:
             raise ValueError(f"levels is a list of {', '.join(map(repr, LEVELS))}, at least one, not {levels!r}.")
         self.levels = tuple(check_name("level", level, LEVELS) for level in levels)
         if len(set(self.levels)) < len(self.levels):

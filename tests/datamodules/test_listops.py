@@ -158,7 +158,10 @@ def test_what_is_not_one_list_is_bad(words):
         ("3 ( [MIN 3 ) ]", "line 2: expected a digit, a tab and a list"),
         ("3\t( ( [MEAN 3 ) ] )", r"line 2: expected a digit, a tab and a list .*got '3\\t\( \( \[MEAN"),
         ("3\t( ( [MIN 3 ) ) )", "line 2: expected one list with a bracket ] for every operator"),
-        ("4\t( ( ( [MIN 3 ) 9 ) ] )", "line 2: the list comes to 3, but its label is 4; this line is damaged"),
+        (
+            "4\t( ( ( [MIN 3 ) 9 ) ] )",
+            "line 2: the list comes to 3, but its label is 4; the file is damaged, fetch it again",
+        ),
     ],
 )
 def test_damaged_files_are_refused(tmp_path, line, message):

@@ -84,6 +84,7 @@ def test_missing_file_is_named(nowhere):
     [
         ({"split": "add_or_sub"}, "did you mean 'arithmetic__add_or_sub'"),
         ({"levels": ["easy"]}, "did you mean 'train-easy'"),
+        ({"levels": 3}, "levels is a list of 'train-easy', 'train-medium', 'train-hard', at least one, not 3"),
         ({"levels": "train-easy"}, "levels is a list of 'train-easy', 'train-medium', 'train-hard', at least one"),
         ({"levels": []}, "at least one, not"),
         ({"levels": ["train-easy", "train-easy"]}, "levels must be different ones, not .*; name each once"),
