@@ -33,7 +33,7 @@ from algornn.predictions import PredictionWriter
 from algornn.probes.probe import refuse_namesakes
 from algornn.probes.subject import ProbeError
 from algornn.run import Recipe, RunRecord, new_run_folder, read_config
-from algornn.run_folder import came_to_nothing, changed_options, check_run_folder, held
+from algornn.run_folder import TESTED, came_to_nothing, changed_options, check_run_folder, held
 
 LIGHTNING_COMMANDS = ("fit", "validate", "test", "predict")
 # Classes of ours whose names torch has, too: on the command line they mean ours.
@@ -157,9 +157,11 @@ class AlgornnCLI(LightningCLI):
         config, parser, self.apart = self.config[self.subcommand], self._parser(self.subcommand), ""
         what = ("seed_everything", "data", "model")
         if self.subcommand in ("test", "predict") and (run / "config.yaml").is_file():
-            # The weights of another run are no result of this one, either.
-            foreign = Path(config.ckpt_path).resolve().parent != checkpoints.resolve()
-            if foreign or changed_options(parser, config, run, (*what, "trainer")):
+            # Other weights than those that the run itself tests give no result of the run, either.
+            chosen = config.checkpoint.monitor is not None and (checkpoints / "best.ckpt").is_file()
+            own = checkpoints / ("best.ckpt" if chosen else "last.ckpt")
+            foreign = Path(config.ckpt_path).resolve() != own.resolve()
+            if foreign or changed_options(parser, config, run, (*what, *TESTED)):
                 self.apart = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         if self.subcommand == "fit" and config.ckpt_path is not None and not came_to_nothing(run, checkpoints):
             for option, value in changed_options(parser, config, run, what).items():

@@ -83,7 +83,8 @@ def train(recipe: str, name: str, seed: int, overrides: list[str], setting: str 
     fit = ["fit", "--config", recipe, "--run_dir", str(run), "--seed_everything", str(seed), "--data.seed", str(seed)]
     fit += overrides
     if (run / "metrics.json").is_file():
-        before = str(finished(run, name).get("command", "unknown")).removesuffix(" --ckpt_path last")
+        before = str(finished(run, name).get("command", "unknown")).partition(" && ")[0]
+        before = before.removesuffix(" --ckpt_path last")
         if before != shlex.join(["algornn", *fit]):
             raise FileExistsError(
                 f"{run} holds a run with other options: {before}. Move it away, or give it as --runs."

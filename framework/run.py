@@ -174,7 +174,7 @@ class RunRecord(L.Callback):
     ) -> None:
         self.recipe, self.seed, self.command, self.setting, self.apart = recipe, seed, command, setting or {}, apart
         self.written: Path | None = None
-        self.seconds, self._trains = 0.0, False
+        self.seconds, self._trains, self._before = 0.0, False, ""
         self._since: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -183,14 +183,16 @@ class RunRecord(L.Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from the seconds of the run that is resumed; the best checkpoint, loaded for the test, knows fewer."""
-        self.seconds = max(self.seconds, state["seconds"])
+        self.seconds, self._before = max(self.seconds, state["seconds"]), state.get("command", "")
 
     def _training_seconds(self) -> float:
         return self.seconds + (time.monotonic() - self._since if self._since else 0.0)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Know that the test that follows is the training's own, which may have no step left to do."""
+        """Know that the test that follows is the training's own, and keep the commands that it goes on from."""
         self._trains = True
+        if self._before:  # whose options still hold
+            self.command = f"{self._before} && {self.command}"
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""

@@ -14,9 +14,11 @@ from algornn.checkpoints import read_checkpoint
 
 # Where data lie and how many processes read them changes no result.
 _ELSEWHERE = ("data_dir", "num_workers")
-# Options of the trainer that change no result of a test: what it shows, and where it computes.
-_SHOWN = ("enable_progress_bar", "enable_model_summary", "logger", "log_every_n_steps", "profiler", "default_root_dir")
-_HARMLESS = {f"trainer.{option}" for option in (*_SHOWN, "accelerator", "devices", "num_nodes", "strategy")}
+# Options besides those of data and model that change what a test or a prediction gives.
+TESTED = (
+    "checkpoint.monitor",
+    *(f"trainer.{name}" for name in ("limit_test_batches", "limit_predict_batches", "precision", "overfit_batches")),
+)
 
 
 def check_run_folder(run: Path, checkpoints: Path, command: str, ckpt_path: str | None) -> None:
@@ -78,7 +80,7 @@ def changed_options(parser: ArgumentParser, config: Namespace, run: Path, sectio
         parser: what both are read with, so that they have the same defaults.
         config: the configuration.
         run: the folder; one without a ``config.yaml`` differs in nothing.
-        sections: what to compare, such as ``("data", "model")``.
+        sections: what to compare, sections such as "data" or options such as "trainer.precision".
     """
     file = run / "config.yaml"
     if not file.is_file():
@@ -87,9 +89,8 @@ def changed_options(parser: ArgumentParser, config: Namespace, run: Path, sectio
     return {
         option: own.get(option)
         for option in sorted(own.keys() | given.keys())
-        if option.partition(".")[0] in sections
+        if (option in sections or option.partition(".")[0] in sections)
         and not option.endswith(_ELSEWHERE)
-        and option not in _HARMLESS
         and own.get(option) != given.get(option)
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -179,6 +180,8 @@ def with_field(batch: Any, field: str | int, value: Any) -> Any:
         place = names.index(field) if isinstance(field, str) else field % len(batch)
         parts = [*batch[:place], value, *batch[place + 1 :]]
         return type(batch)(*parts) if names else tuple(parts)
+    if is_dataclass(batch) and not isinstance(batch, type) and isinstance(field, str):
+        return replace(batch, **{field: value})
     other = copy.copy(batch)
     if isinstance(field, str) and not isinstance(batch, Mapping):
         setattr(other, field, value)

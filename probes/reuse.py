@@ -48,8 +48,9 @@ class ReuseProbe(Probe):
     Args:
         sites: places whose activations ``[B, ...]`` are compared, flattened to ``[B, d]``.
         label: field of the batch with the classes that the classifiers tell apart, integers ``[B]``; None: no transfer.
-        target: field of the batch with what the loss asks for ``[B, ...]``, such as "y"; shuffled for a floor of the
-            cosine (`gradient_cosine_shuffled`). None: without this floor.
+        target: field of the batch with what the loss asks for ``[B, ...]``, such as "y", or a list of fields that go
+            together, such as ["target", "target_mask"]; shuffled for a floor of the cosine
+            (`gradient_cosine_shuffled`). None: without this floor.
         kept: share of all weights that counts as important.
         rank: r; less where a half has too few examples or dimensions.
         schedule: the arguments of `Probe`. Every batch's gradient is kept in memory.
@@ -62,7 +63,7 @@ class ReuseProbe(Probe):
         self,
         sites: Sequence[str] = (),
         label: str | int | Callable[[Any], Tensor] | None = None,
-        target: str | int | None = None,
+        target: str | int | Sequence[str | int] | None = None,
         kept: float = 0.1,
         rank: int = 4,
         **schedule: Any,
@@ -198,13 +199,15 @@ def transfer_accuracy(x: Tensor, y: Tensor, x_other: Tensor, y_other: Tensor) ->
     return float(fitted.score(x_other[known_other].numpy(), y_other[known_other].numpy()))
 
 
-def _shuffled(batch: Any, target: str | int, generator: torch.Generator) -> Any:
+def _shuffled(batch: Any, target: str | int | Sequence[str | int], generator: torch.Generator) -> Any:
     """The batch with its targets in another order."""
-    asked = field_of(batch, target)
-    if not isinstance(asked, Tensor) or not asked.ndim:
-        raise ValueError(f"target is a field with a tensor [B, ...] to shuffle, {target!r} has none.")
-    order = torch.randperm(len(asked), generator=generator, device=generator.device)
-    return with_field(batch, target, asked[order.to(asked.device)])
+    order = torch.randperm(size_of(batch), generator=generator, device=generator.device)
+    for field in [target] if isinstance(target, (str, int)) else target:
+        asked = field_of(batch, field)
+        if not isinstance(asked, Tensor) or len(asked.shape[:1]) == 0 or len(asked) != len(order):
+            raise ValueError(f"target is a field with a tensor [B, ...] to shuffle, {field!r} has none.")
+        batch = with_field(batch, field, asked[order.to(asked.device)])
+    return batch
 
 
 def _pieces(subject: Subject) -> tuple[list[str], list[tuple[int, int, Any]]]:

@@ -93,7 +93,7 @@ class SequenceToSequence(Learner):
         """
         if self._begins:
             self._begins = False
-            check_shift(self.model, batch.source, batch.target, batch.source_mask)
+            check_shift(self.model, batch.source, batch.target, batch.source_mask, batch.target_mask)
         forced = self.teacher_forcing == 1 or bool(torch.rand(()) < self.teacher_forcing)
         loss = self.shared_out(self.loss(self.model if forced else self._reading_its_own, batch), batch)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)

@@ -16,7 +16,9 @@ _TOLERANCE = 1e-2  # of the logits' norm: above TF32's rounding, below what a to
 
 
 @torch.no_grad()
-def check_shift(model: nn.Module, source: Tensor, target: Tensor, source_mask: Tensor | None) -> None:
+def check_shift(
+    model: nn.Module, source: Tensor, target: Tensor, source_mask: Tensor | None, target_mask: Tensor | None = None
+) -> None:
     """Raise a ValueError where a network sees the token that it has to name, or decodes otherwise than it reads.
 
     Args:
@@ -24,24 +26,30 @@ def check_shift(model: nn.Module, source: Tensor, target: Tensor, source_mask: T
         source: ids ``[B, S]``.
         target: ids ``[B, T]``; the first tokens of the first two rows are looked at.
         source_mask: ``[B, S]`` bool or None.
+        target_mask: ``[B, T]`` bool, False at tokens whose logits do not matter; None: all do.
     """
     model = getattr(model, "_orig_mod", model)  # a compiled network would be compiled for these small sizes, too
     source, target = source[:2], target[:2, :_TOKENS]
-    source_mask = None if source_mask is None else source_mask[:2]
+    if source_mask is not None:  # as in a batch of these two rows, where the longest is not padded
+        longest = int(source_mask[:2].sum(1).max())
+        source, source_mask = source[:, :longest], source_mask[:2, :longest]
+    asked = torch.ones_like(target, dtype=torch.bool) if target_mask is None else target_mask[:2, :_TOKENS]
     t = target.shape[1] // 2
-    others = torch.cat([target[:, :t], (target[:, t:] != EOS_ID).long()], 1)  # ids 0 and 1: every network knows them
+    # Ids that the target itself has: every network knows them, and takes none of them for padding.
+    others = torch.cat([target[:, :t], torch.where(target[:, t:] == EOS_ID, target.max(), EOS_ID)], 1)
     with _undisturbed(model, source.device):
         logits = model(source, target, source_mask)
-        if _differ(model(source, target, source_mask), logits):
+        logits = logits.where(asked[..., None], 0)
+        if _differ(model(source, target, source_mask), logits, asked):
             return  # it draws random numbers, and no two of its outputs can be compared
-        if _differ(model(source, others, source_mask)[:, : t + 1], logits[:, : t + 1]):
+        if _differ(model(source, others, source_mask)[:, : t + 1], logits[:, : t + 1], asked[:, : t + 1]):
             raise ValueError(
                 f"forward of {type(model).__name__} sees the token that it has to name: "
                 "the decoder must see target one step later, id 0 first."
             )
         if torch.is_autocast_enabled(source.device.type) or torch.finfo(logits.dtype).bits < 32:
             return  # rounding alone may part the two
-        if _differ(_stepped(model, source, target, source_mask), logits):
+        if _differ(_stepped(model, source, target, source_mask), logits, asked):
             raise ValueError(
                 f"forward of {type(model).__name__} and its start and step give other logits for the same tokens: "
                 "in both the decoder must see target one step later, id 0 first."
@@ -57,9 +65,9 @@ def _stepped(model: Any, source: Tensor, target: Tensor, source_mask: Tensor | N
     return torch.stack(logits, 1)
 
 
-def _differ(found: Tensor, wanted: Tensor) -> bool:
+def _differ(found: Tensor, wanted: Tensor, asked: Tensor) -> bool:
     """Whether logits are others; not where they are not finite, which is no matter of the shift."""
-    return bool((found - wanted).norm() > _TOLERANCE * wanted.norm())
+    return bool((found.where(asked[..., None], 0) - wanted).norm() > _TOLERANCE * wanted.norm())
 
 
 @contextmanager

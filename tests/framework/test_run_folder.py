@@ -48,6 +48,23 @@ def test_a_test_of_other_options_is_written_apart(run, option, tmp_path, capsys)
     assert "names (OOD)" in capsys.readouterr().out
 
 
+def test_a_test_of_the_last_weights_where_the_best_are_the_runs_own_is_written_apart(run):
+    before = (run / "metrics.json").read_bytes()
+    assert (run / "checkpoints" / "best.ckpt").is_file()
+    assert cli.main(["test", "--run_dir", str(run), "--ckpt_path", "last"]) == 0
+    assert (run / "metrics.json").read_bytes() == before
+    assert len(list((run / "tests").iterdir())) == 1
+    assert cli.main(["test", "--run_dir", str(run), "--ckpt_path", "best"]) == 0
+    assert len(list((run / "tests").iterdir())) == 1
+
+
+def test_a_resumed_training_keeps_the_options_that_it_began_with(run):
+    began = json.loads((run / "metrics.json").read_text())["command"]
+    assert cli.main(["fit", "--run_dir", str(run), "--ckpt_path", "last", "--trainer.max_steps=9"]) == 0
+    again = f"algornn fit --run_dir {run} --ckpt_path last --trainer.max_steps=9"
+    assert json.loads((run / "metrics.json").read_text())["command"] == f"{began} && {again}"
+
+
 def test_predictions_of_other_options_are_written_apart(run, capsys):
     assert cli.main(["predict", "--run_dir", str(run)]) == 0
     before = content(run)

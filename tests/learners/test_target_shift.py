@@ -72,6 +72,19 @@ def test_a_target_that_is_not_shifted_is_named(length, dtype):
         check_shift(Unshifted(6, 6, LSTM).to(dtype), SOURCE, TARGET[:, :length], None)
 
 
+def test_what_a_network_gives_at_padding_does_not_matter():
+    class Packed(Seq2Seq):
+        def forward(self, source, target, source_mask=None):
+            assert source_mask.sum(1).max() == source.shape[1], "more columns than an encoder that packs takes"
+            return super().forward(source, target, source_mask) * (target > 0)[..., None]
+
+    mask = TARGET > 0
+    source = torch.cat([SOURCE, torch.zeros_like(SOURCE)], 1)
+    check_shift(Packed(6, 6, partial(LSTM, hidden_size=8)), source, TARGET, source > 0, mask)
+    with pytest.raises(ValueError, match="start and step give other logits"):
+        check_shift(OtherStart(6, 6, partial(LSTM, hidden_size=8)), SOURCE, TARGET, SOURCE > 0, mask)
+
+
 def test_nothing_is_compiled_for_the_look():
     def backend(graph, inputs):
         raise AssertionError("compiled")

@@ -184,6 +184,25 @@ def test_shuffled_targets_are_the_floor_of_what_is_asked_for():
     assert any("With shuffled targets" in failure for failure in result.failures)
 
 
+def test_fields_that_go_together_are_shuffled_together():
+    class Watch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            return self.w * x
+
+    def together(call, batch):
+        assert torch.equal(batch["y"][:, 0] > 0, batch["mask"])
+        return call(batch["x"]).square().mean()
+
+    marked = [{**batch, "mask": batch["y"][:, 0] > 0} for batch in batches(identical)]
+    ReuseProbe(loss=together, target=["y", "mask"]).run(Watch(), marked)
+    with pytest.raises(AssertionError):
+        ReuseProbe(loss=together, target="y").run(Watch(), marked)
+
+
 def test_one_field_is_replaced_in_any_batch():
     x, y, new = torch.zeros(2), torch.ones(2), torch.full((2,), 5.0)
     Pair, Item = namedtuple("Pair", "x y"), dataclass(type("Item", (), {"__annotations__": {"x": object, "y": object}}))
