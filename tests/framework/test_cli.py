@@ -139,9 +139,9 @@ def test_nulls_of_a_configuration_are_kept(tmp_path):
 
 def test_a_later_test_of_other_weights_says_so(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
-    file = tmp_path / "run" / "metrics.json"
-    assert json.loads(file.read_text())["selection"] == "val/sequence_accuracy"
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["selection"] == "val/sequence_accuracy"
     assert cli.main(["test", "--run_dir", str(tmp_path / "run"), "--ckpt_path", "last"]) == 0
+    (file,) = (tmp_path / "run" / "tests").glob("*/metrics.json")
     assert json.loads(file.read_text())["selection"] == "last step"
 
 
