@@ -10,10 +10,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from algornn.datamodules.files import search_dirs
-from algornn.datamodules.in_context_digits import InContextDigits, TaskBatch, TaskItem
+from algornn.datamodules.in_context_digits import InContextDigits, TaskBatch, TaskStreams
 from algornn.datamodules.split_datamodule import (
-    Example,
-    GroupedDataset,
     ItemGenerators,
     SplitDataModule,
     check_positive,
@@ -60,8 +58,8 @@ SOURCES = {
 }
 
 
-class FewShotStreams(GroupedDataset):
-    """Streams of images, drawn by index; nothing is kept but the images.
+class FewShotStreams(TaskStreams):
+    """Streams of images of a few classes.
 
     Args:
         draws: The generator of every stream.
@@ -83,17 +81,11 @@ class FewShotStreams(GroupedDataset):
         turned: bool,
         group: str,
     ) -> None:
-        self.draws, self.number, self.images, self.groups = draws, number, images, (group,)
-        self.ways, self.shots, self.turns = ways, shots, _TURNS if turned else 1
+        super().__init__(draws, number, group)
+        self.images, self.ways, self.shots, self.turns = images, ways, shots, _TURNS if turned else 1
 
-    def __len__(self) -> int:
-        """Number of streams."""
-        return self.number
-
-    def __getitem__(self, index: int) -> TaskItem:
-        """Stream `index`."""
-        index = range(len(self))[index]
-        draw = self.draws(index)
+    def stream(self, draw: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Images in rows, and their classes."""
         chosen = draw.permutation(len(self.images) * self.turns)[: self.ways]
         asked = int(draw.integers(self.ways))
         pictures, names = [], []
@@ -106,11 +98,7 @@ class FewShotStreams(GroupedDataset):
         order = draw.permutation([row for row in range(len(names)) if row != last]).tolist()
         x = np.stack([pictures[row] for row in [*order, last]]).transpose(0, 3, 1, 2)
         y = np.array([names[row] for row in [*order, last]])
-        return TaskItem(x.reshape(len(x), -1).astype(np.float32) / np.float32(255), y, 0, index)
-
-    def example(self, index: int) -> Example:
-        """The classes of stream `index`; images have no text."""
-        return Example((), tuple(map(str, self[index].y.tolist())), self.groups[0])
+        return x.reshape(len(x), -1).astype(np.float32) / np.float32(255), y
 
 
 class FewShotImages(SplitDataModule):

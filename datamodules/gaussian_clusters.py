@@ -4,19 +4,18 @@ import os
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from algornn.datamodules.in_context_digits import InContextDigits, TaskBatch, TaskItem
+from algornn.datamodules.in_context_digits import InContextDigits, TaskBatch, TaskStreams
 from algornn.datamodules.split_datamodule import (
-    Example,
-    GroupedDataset,
     ItemGenerators,
     SplitDataModule,
     check_positive,
 )
 
 
-class ClusterTasks(GroupedDataset):
-    """Streams of clusters, drawn by index; nothing is kept.
+class ClusterTasks(TaskStreams):
+    """Streams of clusters.
 
     Args:
         draws: The generator of every stream.
@@ -29,23 +28,15 @@ class ClusterTasks(GroupedDataset):
     def __init__(
         self, draws: ItemGenerators, number: int, shape: tuple[int, int, int], spread: float, group: str
     ) -> None:
-        self.draws, self.number, self.shape, self.spread, self.groups = draws, number, shape, spread, (group,)
+        super().__init__(draws, number, group)
+        self.shape, self.spread = shape, spread
 
-    def __len__(self) -> int:
-        """Number of streams."""
-        return self.number
-
-    def __getitem__(self, index: int) -> TaskItem:
-        """Stream `index`."""
-        index = range(len(self))[index]
-        draw, (T, C, D) = self.draws(index), self.shape
+    def stream(self, draw: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Points and their classes."""
+        T, C, D = self.shape
         centres = self.spread * draw.standard_normal((C, D), dtype=np.float32)
         y = draw.integers(C, size=T)
-        return TaskItem(centres[y] + draw.standard_normal((T, D), dtype=np.float32), y, 0, index)
-
-    def example(self, index: int) -> Example:
-        """The classes of stream `index`; its inputs are numbers without a text."""
-        return Example((), tuple(map(str, self[index].y.tolist())), self.groups[0])
+        return centres[y] + draw.standard_normal((T, D), dtype=np.float32), y
 
 
 class GaussianClusters(SplitDataModule):

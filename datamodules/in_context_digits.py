@@ -55,8 +55,38 @@ def digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     return found.data.astype(np.float32), found.target.astype(np.int64)
 
 
-class Tasks(GroupedDataset):
-    """Streams of tasks, drawn by index; nothing is kept.
+class TaskStreams(GroupedDataset):
+    """Streams of tasks, drawn by index; nothing is kept. A subclass defines `stream`.
+
+    Args:
+        draws: The generator of every stream.
+        number: Number of streams.
+        group: Name of the one group.
+    """
+
+    def __init__(self, draws: ItemGenerators, number: int, group: str) -> None:
+        self.draws, self.number, self.groups = draws, number, (group,)
+
+    def stream(self, draw: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Inputs [T, D] and classes or numbers [T] of a new stream."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        """Number of streams."""
+        return self.number
+
+    def __getitem__(self, index: int) -> TaskItem:
+        """Stream `index`."""
+        index = range(len(self))[index]
+        return TaskItem(*self.stream(self.draws(index)), 0, index)
+
+    def example(self, index: int) -> Example:
+        """The classes or numbers of stream `index`; its inputs are numbers without a text."""
+        return Example((), tuple(f"{y:.4g}" for y in self[index].y.tolist()), self.groups[0])
+
+
+class DigitTasks(TaskStreams):
+    """Streams of images under a projection and names of their own.
 
     Args:
         draws: The generator of every stream.
@@ -78,28 +108,18 @@ class Tasks(GroupedDataset):
         projected: bool,
         group: str,
     ) -> None:
-        self.draws, self.number, self.images, self.classes = draws, number, images, classes
-        self.length, self.projected, self.groups = length, projected, (group,)
+        super().__init__(draws, number, group)
+        self.images, self.classes, self.length, self.projected = images, classes, length, projected
 
-    def __len__(self) -> int:
-        """Number of streams."""
-        return self.number
-
-    def __getitem__(self, index: int) -> TaskItem:
-        """Stream `index`."""
-        index = range(len(self))[index]
-        draw = self.draws(index)
+    def stream(self, draw: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Images and their names."""
         rows = draw.permutation(len(self.images))[: self.length]
         x, y = self.images[rows], self.classes[rows]
         if self.projected:
             D = x.shape[1]
             x = x @ (draw.standard_normal((D, D), dtype=np.float32) / np.float32(D**0.5))
             y = draw.permutation(int(self.classes.max()) + 1)[y]
-        return TaskItem(x, y, 0, index)
-
-    def example(self, index: int) -> Example:
-        """The classes of stream `index`; its inputs are numbers without a text."""
-        return Example((), tuple(map(str, self[index].y.tolist())), self.groups[0])
+        return x, y
 
 
 class InContextDigits(SplitDataModule):
@@ -166,7 +186,7 @@ class InContextDigits(SplitDataModule):
         self.length, self.train_examples, self.test_examples = length, train_examples, test_examples
         self.output_size = 10 if split == "digits" else 5
 
-    def dataset_of(self, stage: str) -> Tasks:
+    def dataset_of(self, stage: str) -> DigitTasks:
         """The streams of a stage."""
         images, classes = digits()
         held_out = self._held_out(classes)
@@ -176,7 +196,7 @@ class InContextDigits(SplitDataModule):
         draws = ItemGenerators(self.benchmark, self.split, stage, self.seed, self.length)
         number = self.train_examples if stage == "train" else self.test_examples
         classes = classes[chosen] % self.output_size
-        return Tasks(draws, number, images[chosen], classes, self.length, stage != "unprojected", self.groups[0])
+        return DigitTasks(draws, number, images[chosen], classes, self.length, stage != "unprojected", self.groups[0])
 
     def _held_out(self, classes: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which images are those of the test."""

@@ -5,11 +5,10 @@ import os
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from algornn.datamodules.in_context_digits import InContextDigits, TaskBatch, TaskItem
+from algornn.datamodules.in_context_digits import InContextDigits, TaskBatch, TaskStreams
 from algornn.datamodules.split_datamodule import (
-    Example,
-    GroupedDataset,
     ItemGenerators,
     SplitDataModule,
     check_positive,
@@ -18,8 +17,8 @@ from algornn.datamodules.split_datamodule import (
 _AMPLITUDES, _WIDTH = (0.1, 5.0), 5.0
 
 
-class SinusoidTasks(GroupedDataset):
-    """Streams of points of sine waves, drawn by index; nothing is kept.
+class SinusoidTasks(TaskStreams):
+    """Streams of points of sine waves.
 
     Args:
         draws: The generator of every stream.
@@ -32,24 +31,15 @@ class SinusoidTasks(GroupedDataset):
     def __init__(
         self, draws: ItemGenerators, number: int, length: int, phases: tuple[float, float], group: str
     ) -> None:
-        self.draws, self.number, self.length, self.phases, self.groups = draws, number, length, phases, (group,)
+        super().__init__(draws, number, group)
+        self.length, self.phases = length, phases
 
-    def __len__(self) -> int:
-        """Number of streams."""
-        return self.number
-
-    def __getitem__(self, index: int) -> TaskItem:
-        """Stream `index`."""
-        index = range(len(self))[index]
-        draw = self.draws(index)
+    def stream(self, draw: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Points x and y."""
         amplitude, phase = draw.uniform(*_AMPLITUDES), draw.uniform(*self.phases)
         x = draw.uniform(-_WIDTH, _WIDTH, (self.length, 1))
         y = amplitude * np.sin(x[:, 0] - phase)
-        return TaskItem(x.astype(np.float32), y.astype(np.float32), 0, index)
-
-    def example(self, index: int) -> Example:
-        """The values of stream `index`; its inputs are numbers without a text."""
-        return Example((), tuple(f"{y:.3f}" for y in self[index].y), self.groups[0])
+        return x.astype(np.float32), y.astype(np.float32)
 
 
 class Sinusoids(SplitDataModule):

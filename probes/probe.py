@@ -240,8 +240,9 @@ class Probe(Callback):
             self._skip(trainer, "its budget is spent")
             return
         if not logging:  # training is over, and the progress bar stands still
-            cost = self._state["cost"]
-            rank_zero_info(f"Probe {self.name!r} measures the trained model{f', about {cost:.0f} s' if cost else ''}.")
+            cost = self._state["cost"] or 0.0
+            about = f", about {cost:.0f} s" if cost >= 1 else ""
+            rank_zero_info(f"Probe {self.name!r} measures the trained model{about}.")
         try:
             folder = self._folder(trainer)
             result = self._measure(pl_module, self._loader(trainer), folder, trainer.global_rank, trainer.world_size)
