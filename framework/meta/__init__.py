@@ -15,6 +15,7 @@ from algornn.meta.learned_step import LearnedStep
 from algornn.meta.metagenrl import MetaGenRL
 from algornn.meta.online import OnlineNetwork
 from algornn.meta.policy_rules import agreement, improvement
+from algornn.meta.predicting_agents import PredictingAgents
 from algornn.meta.replay import Replay, Segments
 from algornn.meta.sharing_agents import SharingAgents
 from algornn.meta.vsml import VSML
@@ -43,6 +44,7 @@ __all__ = [
     "Pendulum",
     "PointMass",
     "Policy",
+    "PredictingAgents",
     "Reacher",
     "Replay",
     "Segments",

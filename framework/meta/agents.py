@@ -63,6 +63,7 @@ class Agents:
 
     capacity = 1000  # episodes in a replay buffer
     quirks = False  # those of `OriginalAgents`
+    predictions = 0  # numbers that `PredictingAgents` say of a state
     step: Any = None  # a `LearnedStep` that takes Adam's place for the policies
 
     def __init__(
@@ -94,7 +95,7 @@ class Agents:
         self.real = acting.float()
         self.replay = Replay(self.real, self.capacity, self.length, self.observation_size)
         self.nets = {
-            "w": Policy(self.observation_size, self.action_size, hidden_sizes),
+            "w": Policy(self.observation_size, self.action_size, hidden_sizes, self.predictions),
             "u": TwinCritics(self.observation_size, self.action_size, hidden_sizes),
         }
         self._policy = vmap(lambda w, s: functional_call(self.nets["w"], w, (s,)))
@@ -116,7 +117,7 @@ class Agents:
 
     def policy(self, w: Weights, s: Tensor) -> Tensor:
         """Actions of the policies with weights w, ``[N, ..., O]`` to ``[N, ..., D]``."""
-        return self._policy(w, s) * self._acting(s)
+        return self._policy(w, s)[..., : self.action_size] * self._acting(s)
 
     def values(self, u: Weights, s: Tensor, b: Tensor) -> Tensor:
         """What the critics with weights u think of actions, ``[N, ..., 2]``."""

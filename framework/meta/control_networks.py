@@ -16,10 +16,21 @@ class Policy(nn.Sequential):
         observation_size: O.
         action_size: D.
         hidden_sizes: units of the hidden layers.
+        predictions: m; it also gives as many logits of a prediction, behind the action.
     """
 
-    def __init__(self, observation_size: int, action_size: int, hidden_sizes: Sequence[int]) -> None:
-        super().__init__(*_layers(observation_size, *hidden_sizes), nn.Linear(hidden_sizes[-1], action_size), nn.Tanh())
+    def __init__(
+        self, observation_size: int, action_size: int, hidden_sizes: Sequence[int], predictions: int = 0
+    ) -> None:
+        last = nn.Linear(hidden_sizes[-1], action_size + predictions)
+        super().__init__(*_layers(observation_size, *hidden_sizes), last)
+        self.action_size = action_size
+
+    def forward(self, s: Tensor) -> Tensor:
+        """``[..., O]`` to ``[..., D + m]``."""
+        x = super().forward(s)
+        D = self.action_size
+        return torch.cat([x[..., :D].tanh(), x[..., D:]], -1) if x.shape[-1] > D else x.tanh()
 
 
 class TwinCritics(nn.Module):

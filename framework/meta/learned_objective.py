@@ -29,31 +29,55 @@ class LearnedObjective(nn.Module):
     half square; those of the actions and of the head are followed by LayerNorm. Since everything else is data,
     the policy's gradient flows through :math:`p_t` alone. The last layer has no bias: it would change no gradient.
 
+    Two forms that are not published:
+
+    - `advantages`: it sees :math:`A_t = Q(s_t, b_t) - V_t`, the critic's advantage of what was done, in units of its
+      root mean square, and :math:`A_t \, v^\top a_t` joins :math:`y_t`: how far to follow or to avoid an action, which
+      depends on where the policy is, is learned directly.
+    - `predictions`: for agents that say :math:`q_w(s)`, a distribution over m classes without a given meaning. It takes
+      the place of V among the inputs, and from :math:`h_t` comes what it should have been,
+
+      .. math:: \ell_t \leftarrow \ell_t + \mathrm{KL}(q_w(s_t) \,\|\, \mathrm{softmax}(W h_t))
+
+      so that what takes the critic's place in a fresh agent is learned, too. The gradient flows through all of them.
+      Only a score after several steps, `algornn.meta.improvement`, tells what a prediction is good for.
+
     Args:
         units: of every layer and of the LSTM.
         features: of the second branch.
-        advantages: let it see :math:`z(Q(s_t, b_t) - V_t)` too, the critic's advantage of what was done, which rewards
-            and values that are standardised apart do not tell; published without.
+        advantages: the first form.
+        predictions: m of the second form; 0: without.
 
     Source: Kirsch, van Steenkiste and Schmidhuber (2020), "Improving Generalization in Meta Reinforcement Learning
-    using Learned Objectives", https://arxiv.org/abs/1910.04098, section 3, and the released code.
+    using Learned Objectives", https://arxiv.org/abs/1910.04098, section 3, and the released code; Oh et al. (2020),
+    "Discovering Reinforcement Learning Algorithms", https://arxiv.org/abs/2007.08794, for predictions.
     """
 
-    def __init__(self, units: int = 32, features: int = 8, advantages: bool = False) -> None:
+    def __init__(self, units: int = 32, features: int = 8, advantages: bool = False, predictions: int = 0) -> None:
         super().__init__()
         if units < 2 or units % 2:
             raise ValueError(f"`units` must be even, for half of them are ReLU and half square, got {units}.")
+        if predictions and advantages:
+            raise ValueError(
+                "`predictions` take the place of the critic, and `advantages` need it: choose one of them."
+            )
         self.actions = nn.Sequential(*_layer(2, units), *_layer(units, units), *_layer(units, units))
-        self.advantages = advantages
-        known = 4 + advantages
+        self.advantages, self.predictions = advantages, predictions
+        known = 2 + 2 * predictions if predictions else 4 + advantages
         self.context = nn.Sequential(
             *_layer(known, units, False), *_layer(units, units, False), nn.Linear(units, features)
         )
         self.gates = nn.Linear(units + features, 4 * units)
         self.recurrent = nn.Linear(units, 4 * units, bias=False)
         self.head = nn.Sequential(*_layer(units, units), *_layer(units, units), nn.Linear(units, 1, bias=False))
+        if advantages:
+            self.distance = nn.Linear(units, 1, bias=False)
+        if predictions:
+            self.predicting = nn.Linear(units, predictions)
 
-    def forward(self, p: Tensor, value: Tensor, worth: Tensor, segments: Segments) -> Tensor:
+    def forward(
+        self, p: Tensor, value: Tensor, worth: Tensor, segments: Segments, told: Tensor | None = None
+    ) -> Tensor:
         """Give the loss of every step.
 
         Args:
@@ -61,6 +85,7 @@ class LearnedObjective(nn.Module):
             value: the critic's values V ``[..., B, T + 1]`` of the policy's actions; no gradient is taken through them.
             worth: its values Q ``[..., B, T]`` of the actions that were taken.
             segments: what was done.
+            told: the agents' predictions ``[..., B, T + 1, m]``, where the objective has them.
 
         Returns:
             Losses ``[..., B, T]``, 0 where the mask is.
@@ -73,14 +98,26 @@ class LearnedObjective(nn.Module):
         else:
             share = segments.real / segments.real.sum(-1, keepdim=True)
             acted = (acted * share[..., None]).sum(-2)
-        value = value.detach()
-        z = standardised(value)
         time = torch.arange(T, device=r.device).to(r) / T
         going = 1 - segments.terminal
-        known = [standardised(r), time.expand_as(r), z[..., 1:] * going, z[..., :-1]]
+        known = [standardised(r)[..., None], time.expand_as(r)[..., None]]
+        value = value.detach()
+        if self.predictions:
+            if told is None or told.shape[-1] != self.predictions:
+                made = 0 if told is None else told.shape[-1]
+                raise ValueError(
+                    f"The objective teaches agents to predict {self.predictions} classes, these predict {made}: "
+                    f"give it `PredictingAgents` with predictions={self.predictions}."
+                )
+            known += [told[..., 1:, :] * going[..., None], told[..., :-1, :]]
+        else:
+            z = standardised(value)
+            known += [(z[..., 1:] * going)[..., None], z[..., :-1, None]]
         if self.advantages:
-            known.append(standardised(worth.detach() - value[..., :-1]))
-        inputs = self.gates(torch.cat([acted, self.context(torch.stack(known, -1))], -1))
+            advantage = worth.detach() - value[..., :-1]
+            advantage = advantage / (advantage.square().mean((-2, -1), keepdim=True) + _EPSILON).sqrt()
+            known.append(advantage[..., None])
+        inputs = self.gates(torch.cat([acted, self.context(torch.cat(known, -1))], -1))
         h = c = inputs.new_zeros(*b.shape[:-2], self.recurrent.in_features)
         states = []
         # A cell of our own: PyTorch's has no rule for vmap, and on a GPU no second derivative.
@@ -89,8 +126,15 @@ class LearnedObjective(nn.Module):
             c = f.sigmoid() * c + i.sigmoid() * g.tanh()
             h = o.sigmoid() * c.tanh()
             states.append(h)
-        y = self.head(torch.stack(states[::-1], -2))[..., 0]
-        return (_BOUND * y).tanh() / _BOUND * mask
+        hidden = torch.stack(states[::-1], -2)
+        y = self.head(hidden)[..., 0]
+        if self.advantages:
+            y = y + advantage * self.distance(acted)[..., 0]
+        y = (_BOUND * y).tanh() / _BOUND
+        if self.predictions:
+            log_q = (known[-1] + _EPSILON).log()
+            y = y + (log_q.exp() * (log_q - self.predicting(hidden).log_softmax(-1))).sum(-1)
+        return y * mask
 
 
 class HalfSquare(nn.Module):

@@ -165,7 +165,8 @@ class MetaGenRL(Learner):
     def _scores(self, agents: Agents) -> Tensor:
         """What the objective is trained for, ``[N]``."""
         if self.score == "improvement":
-            found = improvement(self.model, agents, (agents.draw(3), agents.draw(4)))
+            steps = 1 + bool(getattr(self.model, "predictions", 0))  # what was foretold is looked at in the next step
+            found = improvement(self.model, agents, [agents.draw(3 + k) for k in range(steps + 1)])
             # An optimiser's first step is the sign of the gradient, which has no derivative.
             known = agents.policy_steps() > 1
             return found if self.step is None else torch.where(known, found, found.detach())

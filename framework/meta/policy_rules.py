@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from algornn.meta.agents import Agents, Weights, unit
 from algornn.meta.learned_objective import standardised
+from algornn.meta.predicting_agents import PredictingAgents
 from algornn.meta.replay import Segments
 
 _LAMBDA = 0.95  # of generalized advantage estimation
@@ -26,7 +27,12 @@ def learned(objective: nn.Module, agents: Agents, w: Weights, segments: Segments
     s = segments.observation
     p = agents.policy(w, s)
     value, worth = agents.opinion(s, p.detach()), agents.opinion(s[..., :-1, :], segments.action)
-    return objective(p[..., :-1, :], value, worth, segments)
+    return objective(p[..., :-1, :], value, worth, segments, _told(agents, w, s))
+
+
+def _told(agents: Agents, w: Weights, s: Tensor) -> Tensor | None:
+    """The predictions of agents that make them."""
+    return agents.foretold(w, s) if isinstance(agents, PredictingAgents) else None
 
 
 def critics_own(agents: Agents, w: Weights, segments: Segments) -> Tensor:
@@ -204,9 +210,9 @@ def agreement(
     flip = torch.ones_like(b[:, :1, :1]) if flip is None else flip
     with torch.no_grad():
         policy = agents.policy(agents.w, s)
-        value, worth = agents.opinion(s, policy), agents.opinion(now, b)
+        value, worth, told = agents.opinion(s, policy), agents.opinion(now, b), _told(agents, agents.w, s)
     p = policy[..., :-1, :].clone().requires_grad_()
-    losses = objective(p * flip, value, worth, segments._replace(action=b * flip))
+    losses = objective(p * flip, value, worth, segments._replace(action=b * flip), told)
     slope = 1 - p.detach().square() if squashed else torch.ones_like(p)  # of tanh
     ours = slope * torch.autograd.grad(losses.sum(), p, create_graph=True)[0]
     wanted = slope * torch.autograd.grad((agents.opinion(now, p) * segments.mask).sum(), p)[0]

@@ -84,6 +84,7 @@ def test_the_improvement_after_learned_steps_is_that_of_a_loop_and_has_its_deriv
     expected = (agents.opinion(s, agents.policy(moved, s)) * both.mask).mean((-2, -1))
     torch.testing.assert_close(score, expected, rtol=1e-6, atol=1e-9)
 
+    del segments[2]  # in a second step differences would see the values move, which the objective takes as data
     for weight in (agents.step.network[0].weight, next(p for p in objective.parameters() if p.dim() == 2)):
         (found,) = torch.autograd.grad(improvement(objective, agents, segments).sum(), weight)
         place, h = int(found.abs().argmax()), 1e-6
@@ -92,7 +93,7 @@ def test_the_improvement_after_learned_steps_is_that_of_a_loop_and_has_its_deriv
             weight.data.view(-1)[place] += sign * h
             ends.append(improvement(objective, agents, segments).sum().item())
             weight.data.view(-1)[place] -= sign * h
-        assert (ends[0] - ends[1]) / (2 * h) == pytest.approx(found.view(-1)[place].item(), rel=1e-4)
+        assert (ends[0] - ends[1]) / (2 * h) == pytest.approx(found.view(-1)[place].item(), rel=1e-5)
 
 
 def test_it_is_trained_with_the_objective_moves_the_agents_and_lies_in_checkpoints(tmp_path):
