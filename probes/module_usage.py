@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from algornn.probes.batches import field_of
-from algornn.probes.controls import bootstrap, finite, permuted, with_interval
+from algornn.probes.controls import around, finite, permuted, with_interval
 from algornn.probes.probe import Probe
 from algornn.probes.result import ProbeResult
 from algornn.probes.subject import Subject
@@ -38,8 +38,8 @@ _MARGIN = 0.25  # difference between soft scores and counts of the largest that 
 class ModuleUsageProbe(Probe):
     """Collapse, alignment, mutual information and adaptation of a router's use of its modules.
 
-    Beside each value stand its bootstrap interval over examples, that of counts of the largest score (`_straight`),
-    and that with the rules dealt out to the examples at random (`_permuted`).
+    Beside each value stand its interval of 1.96 bootstrap standard errors over examples, that of counts of the largest
+    score (`_straight`), and that with the rules dealt out to the examples at random (`_permuted`).
 
     Read with care: soft scores of a router of high temperature look collapsed although the largest one is always
     another's, and a router that takes the best few needs `straight=True`. Adaptation is blind to swapped modules.
@@ -114,16 +114,18 @@ class ModuleUsageProbe(Probe):
         scalars = {key: found[key] for key in _METRICS}
         members = int(examples.max()) + 1
 
-        def resampled(rows: Tensor, key: str) -> float:
+        def resampled(rows: Tensor) -> dict[str, float]:
             weight = torch.bincount(rows, minlength=members)[examples]
-            return usage(joint_table(chosen, rules, R, weight), q)[key]
+            return usage(joint_table(chosen, rules, R, weight), q)
 
         def dealt(order: Tensor, key: str) -> float:
             return usage(joint_table(chosen, rules[order], R), q)[key]
 
+        draws = torch.randint(members, (50, members), generator=generator, device=generator.device).cpu()
+        again = [resampled(rows) for rows in draws] if members > 1 else []
         for key in _METRICS:
-            interval = bootstrap(lambda rows, key=key: resampled(rows, key), members, generator, 50)  # type: ignore[misc]
-            scalars |= with_interval(key, found[key], interval)
+            most = math.log(R) if key == "inverse_mutual_information" else 1.0
+            scalars |= with_interval(key, found[key], around(found[key], [row[key] for row in again], 0, most))
         for key in ("alignment", "inverse_mutual_information"):
             null = permuted(lambda order, key=key: dealt(order, key), len(rules), generator)  # type: ignore[misc]
             scalars |= dict(zip((f"{key}_permuted", f"{key}_permuted_std"), null, strict=True))

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from algornn.probes.batches import field_of, size_of, take, with_field
-from algornn.probes.controls import bootstrap, finite, scrambled, with_interval
+from algornn.probes.controls import around, finite, scrambled, with_interval
 from algornn.probes.mask_overlap import overlap
 from algornn.probes.model_copy import call_with
 from algornn.probes.probe import Probe
@@ -40,7 +40,8 @@ class ReuseProbe(Probe):
     """Gradient cosine, conflict, overlap of important weights, and at `sites` overlap of subspaces and transfer.
 
     Sub-tasks are the batches' groups. Even batches of one are compared with odd ones of another; a single batch is cut
-    in two. Intervals are over batches.
+    in two. The interval is 1.96 bootstrap standard errors over batches: the noise of a batch that is drawn twice counts
+    twice, so that percentiles of the resamples would lie too low.
 
     Read with care: a cosine means something only between its floor and its ceiling. A low ceiling says that gradients
     are mostly noise, as at a minimum of the loss: take larger batches.
@@ -244,7 +245,8 @@ def _gradients(
         weight = torch.bincount(chosen, minlength=len(g))
         return _off_and_on("c", cosines(gram, *(halves * weight)))["c"]
 
-    interval = bootstrap(resampled, len(g), generator)
+    drawn = torch.randint(len(g), (200, len(g)), generator=generator, device=generator.device).cpu()
+    interval = around(scalars["gradient_cosine"], [resampled(chosen) for chosen in drawn], -1, 1)
     scalars |= with_interval("gradient_cosine", scalars["gradient_cosine"], interval)
     scalars["gradient_cosine_scrambled"] = _off_and_on("c", cosines(control @ control.T, *halves))["c"]
     if "shuffled" in rows[0]:

@@ -160,6 +160,21 @@ def test_rules_by_group_carry_their_names_and_one_rule_is_no_comparison():
     assert "collapse_avg_low" not in single.scalars  # one example has no interval
 
 
+def test_intervals_hold_their_values():
+    # Few examples per rule look as if modules knew it, and a resample, with fewer different ones, even more so.
+    class Router(nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.one_hot(x, 8).double()
+
+    x = torch.randint(8, (128,), generator=torch.Generator().manual_seed(0))
+    batch = {"x": x, "rule": torch.arange(128) % 8}
+    probe = ModuleUsageProbe("", "rule", loss=lambda call, batch: call(batch["x"]).sum())
+    scalars = probe.run(Router(), [batch]).scalars
+    for key in (*KEYS, "adaptation"):
+        assert scalars[f"{key}_low"] < scalars[key] < scalars[f"{key}_high"]
+    assert scalars["inverse_mutual_information_high"] <= math.log(8)
+
+
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="draws must be positive"):
         ModuleUsageProbe("router", draws=0)

@@ -215,6 +215,17 @@ def test_one_field_is_replaced_in_any_batch():
         with_field({"x": x}, "z", new)
 
 
+def test_the_interval_holds_the_cosine_of_noisy_gradients():
+    generator = torch.Generator().manual_seed(0)
+    signal = torch.randn(200, generator=generator)
+    noise = [torch.randn(4, 200, generator=generator) for _ in range(16)]
+    data = [{"x": signal + 4 * x, "group": torch.full((4,), i % 2)} for i, x in enumerate(noise)]
+    model = nn.Linear(200, 1, bias=False)  # the gradient of the mean output is the mean input
+    scalars = ReuseProbe(loss=lambda call, batch: call(batch["x"]).mean(), max_batches=None).run(model, data).scalars
+    value = scalars["gradient_cosine"]
+    assert scalars["gradient_cosine_low"] < value < scalars["gradient_cosine_high"] < value + 0.15
+
+
 def test_small_and_odd_data():
     result = ReuseProbe(["memory", "norm"], "y").run(Learner(), loader(31))
     assert result.tables["tasks"] == list(Rows.groups)
