@@ -23,6 +23,7 @@ from algornn.probes.controls import finite, mean_interval, permuted, scrambled, 
 from algornn.probes.predictions import Answers, Field, Predict, exact_match
 from algornn.probes.probe import Probe
 from algornn.probes.result import ProbeResult
+from algornn.probes.samples import flat
 from algornn.probes.subject import Subject
 
 Cell = tuple[str, str, str]  # group, function, symbol
@@ -106,7 +107,7 @@ class FunctionCompatibilityProbe(Probe):
     def _sums(self, subject: Subject, index: int, model: nn.Module) -> dict[Cell, tuple[Tensor, int]]:
         """Sum and number of the representations of each cell in a batch."""
         batch = subject.loader[index]
-        h = subject.activations([self.site], batch, model)[self.site].flatten(1).double()
+        h = flat(subject.activations([self.site], batch, model)[self.site]).double()
         names = subject.loader.names if self.group == "group" else ()
         columns = [_names(field_of(batch, self.group), names), *(_names(field_of(batch, f)) for f in self._labels)]
         cells: dict[Cell, list[int]] = {}

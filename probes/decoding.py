@@ -23,6 +23,7 @@ from algornn.probes.codelength import LogisticCoder, online_codelength
 from algornn.probes.controls import bootstrap, finite, scrambled, with_interval
 from algornn.probes.probe import Probe
 from algornn.probes.result import ProbeResult
+from algornn.probes.samples import flat
 from algornn.probes.subject import Subject
 
 PORTIONS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0)
@@ -209,7 +210,7 @@ def rows_of(h: Tensor, y: Tensor, site: str) -> Tensor:
             f"Labels {list(y.shape)} need activations {[*y.shape, 'd']}, got {list(h.shape)} at the site {site!r}: "
             "choose another site, or a function of the batch as label that gives one label per row."
         )
-    return h.unsqueeze(-1).flatten(y.ndim)
+    return flat(h, y.ndim)
 
 
 def joined(parts: list[dict[Any, Any]], generator: torch.Generator) -> Rows:

@@ -22,6 +22,7 @@ from algornn.probes.batches import size_of, take
 from algornn.probes.controls import finite, mean_interval, scrambled, with_interval
 from algornn.probes.probe import Probe
 from algornn.probes.result import ProbeResult
+from algornn.probes.samples import activation_of, flat
 from algornn.probes.sites import Site, replaced
 from algornn.probes.subject import Subject
 
@@ -105,7 +106,7 @@ class InterchangeProbe(Probe):
 
     def measure(self, subject: Subject) -> ProbeResult:
         """Learn Q for the network and for its control, then intervene in every batch; shared out over the processes."""
-        activation = subject.activations([self.site], subject.loader[0])[self.site]
+        activation = activation_of(subject, self.site, subject.loader[0])
         if not activation.is_floating_point():
             raise ValueError(f"The site {self.site!r} holds {activation.dtype} without directions: choose another.")
         d = math.prod(activation.shape[1:])
@@ -206,7 +207,7 @@ class InterchangeProbe(Probe):
 
 def interchange(base: Tensor, source: Tensor, Q: Tensor) -> Tensor:
     """h_b + Q Q^T (h_s - h_b) of activations ``[B, ...]``, whose flattened axes are the rows of Q ``[d, k]``."""
-    difference = (source - base).flatten(1)
+    difference = flat(source - base)
     return base + (difference @ Q @ Q.T).view_as(base)
 
 
@@ -219,9 +220,9 @@ def swap_axes(sources: Tensor, axes: Tensor) -> Callable[[Tensor], Tensor]:
     """The edit that takes some of the flattened axes from the row `sources`."""
 
     def edit(h: Tensor) -> Tensor:
-        flat = h.flatten(1).clone()
-        flat[:, axes] = flat[sources][:, axes]
-        return flat.view_as(h)
+        rows = flat(h).clone()
+        rows[:, axes] = rows[sources][:, axes]
+        return rows.view_as(h)
 
     return edit
 

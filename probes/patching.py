@@ -26,6 +26,7 @@ from algornn.probes.controls import bootstrap, finite
 from algornn.probes.predictions import Answers, Field
 from algornn.probes.probe import Probe
 from algornn.probes.result import ProbeResult
+from algornn.probes.samples import flat
 from algornn.probes.sites import Site, replaced, tensor_sites
 from algornn.probes.subject import Subject
 
@@ -143,7 +144,7 @@ class ActivationPatchingProbe(Probe):
         gradients = torch.autograd.grad(total, list(shifts.values()), allow_unused=True)
         B = len(next(iter(clean.values())))
         return torch.stack([
-            clean[site].new_zeros(B) if g is None else (g * (clean[site] - corrupt[site])).flatten(1).sum(1)
+            clean[site].new_zeros(B) if g is None else flat(g * (clean[site] - corrupt[site])).sum(1)
             for site, g in zip(shifts, gradients, strict=True)
         ])  # fmt: skip
 
@@ -327,7 +328,7 @@ def _check(site: str, clean: Tensor, corrupt: Tensor, size: int) -> None:
     if clean.shape != corrupt.shape:
         shapes = f"{list(clean.shape)} and {list(corrupt.shape)}"
         raise ValueError(f"Clean and corrupt activations at {site!r} differ in shape, {shapes}: pad both alike.")
-    if len(clean) != size:
+    if not clean.ndim or len(clean) != size:
         raise ValueError(
             f"Expected {size} rows, one per pair, at the site {site!r}, got a tensor {list(clean.shape)}: index the "
             "dimensions before that of the batch, as in 'lstm[1][0][-1]'."

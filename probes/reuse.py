@@ -31,6 +31,7 @@ from algornn.probes.mask_overlap import overlap
 from algornn.probes.model_copy import call_with
 from algornn.probes.probe import Probe
 from algornn.probes.result import ProbeResult
+from algornn.probes.samples import joined, vectors_of
 from algornn.probes.subject import Subject
 
 _NOISY = 0.3  # cosine of a sub-task's gradients on two halves below which they are mostly noise
@@ -95,7 +96,7 @@ class ReuseProbe(Probe):
             row["control"] = gradient_of(control, subject.loss, batch)
             if self.target is not None:
                 row["shuffled"] = gradient_of(subject.model, subject.loss, _shuffled(batch, self.target, generator))
-            row["sites"] = subject.activations(self.sites, batch) if self.sites else {}
+            row["sites"] = {site: vectors_of(subject, site, batch) for site in self.sites}
             row["label"] = None if self.label is None else torch.as_tensor(field_of(batch, self.label))
             return row
 
@@ -120,19 +121,19 @@ class ReuseProbe(Probe):
     ) -> tuple[dict[str, float], list[list[float]]]:
         """Overlap of subspaces and transfer at one site."""
 
-        def joined(task: int, half: int, key: Callable[[dict[str, Any]], Tensor]) -> Tensor:
+        def of(task: int, half: int, key: Callable[[dict[str, Any]], Tensor]) -> Tensor:
             chosen = [key(rows[i]) for i in member[task, half].nonzero().flatten().tolist()]
-            return torch.cat(chosen) if chosen else key(rows[0])[:0]
+            return joined(f"activation at {site!r}", chosen) if chosen else key(rows[0])[:0]
 
         K = len(member)
-        x = [[joined(k, h, lambda row: row["sites"][site].flatten(1).double()) for h in (0, 1)] for k in range(K)]
+        x = [[of(k, h, lambda row: row["sites"][site]) for h in (0, 1)] for k in range(K)]
         r = max(0, min(self.rank, *(min(len(part) - 1, part.shape[-1]) for pair in x for part in pair)))
         U = [[principal(part, r) for part in pair] for pair in x]
         found = torch.tensor([[subspace_overlap(U[j][0], U[k][1]) for k in range(K)] for j in range(K)])
         scalars = _off_and_on("subspace_overlap", found)
         scalars["subspace_overlap_floor"] = r / x[0][0].shape[-1] if r else math.nan
         if self.label is not None:
-            y = [[joined(k, h, lambda row: row["label"].flatten()) for h in (0, 1)] for k in range(K)]
+            y = [[of(k, h, lambda row: row["label"].flatten()) for h in (0, 1)] for k in range(K)]
             order = [torch.randperm(len(y[k][0]), generator=generator, device=generator.device).cpu() for k in range(K)]
             for suffix in ("", "_permuted"):
                 labels = [y[k][0][order[k]] if suffix else y[k][0] for k in range(K)]

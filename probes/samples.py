@@ -72,7 +72,7 @@ def activation_of(subject: Subject, at: str, batch: Any, model: torch.nn.Module 
         ValueError: its first dimension is not the batch.
     """
     activation = subject.activations([at], batch, model)[at]
-    if activation.ndim < 2 or len(activation) != size_of(batch):
+    if not activation.ndim or len(activation) != size_of(batch):
         raise ValueError(
             f"Expected an activation [{size_of(batch)}, ...] at the site {at!r}, got {list(activation.shape)}: the "
             "first dimension must be the batch."
@@ -81,8 +81,18 @@ def activation_of(subject: Subject, at: str, batch: Any, model: torch.nn.Module 
 
 
 def vectors_of(subject: Subject, at: str, batch: Any, model: torch.nn.Module | None = None) -> Tensor:
-    """The activation at a site as float64 vectors ``[B, d]``, all its other dimensions in one."""
-    return activation_of(subject, at, batch, model).flatten(1).double()
+    """The activation at a site as float64 vectors ``[B, d]``, all its other dimensions in one; see `flat`."""
+    return flat(activation_of(subject, at, batch, model)).double()
+
+
+def flat(activation: Tensor, dimensions: int = 1) -> Tensor:
+    """All but the first dimensions in one: ``[B, ...]`` to ``[B, d]``, with d = 1 for ``[B]``.
+
+    Of complex numbers the real and the imaginary parts are numbers of their own.
+    """
+    if activation.is_complex():
+        activation = torch.view_as_real(activation.resolve_conj())
+    return torch.atleast_1d(activation).unsqueeze(-1).flatten(dimensions)
 
 
 def messages_of(subject: Subject, at: str, batch: Any, model: torch.nn.Module | None = None) -> Tensor:
@@ -92,6 +102,11 @@ def messages_of(subject: Subject, at: str, batch: Any, model: torch.nn.Module | 
         ValueError: it is neither ``[B, L, V]`` (or ``[B, V]``, messages of one symbol) nor integers ``[B, L]``.
     """
     activation = activation_of(subject, at, batch, model)
+    if activation.is_complex() or (activation.is_floating_point() and activation.ndim == 1):
+        raise ValueError(
+            f"The largest of a last dimension is a symbol, but the site {at!r} has {activation.dtype} "
+            f"{list(activation.shape)}: choose a site of scores [B, L, V]."
+        )
     symbols = activation.argmax(-1) if activation.is_floating_point() else activation.long()
     symbols = symbols[:, None] if symbols.ndim == 1 else symbols
     if symbols.ndim != 2:

@@ -22,6 +22,7 @@ from algornn.probes.hsic import cka, compact
 from algornn.probes.model_copy import copy_of
 from algornn.probes.probe import Probe
 from algornn.probes.result import ProbeResult
+from algornn.probes.samples import flat
 from algornn.probes.subject import Subject
 
 MODEL, SCRAMBLED, OTHER = "model", "scrambled", "other"
@@ -137,7 +138,7 @@ class RepresentationSimilarityProbe(Probe):
             for network, model in networks.items():
                 sites = self.sites if network != OTHER or self.other_sites is None else self.other_sites
                 for site, h in subject.activations(sites, batch, model).items():
-                    rows[network, site] = h.unsqueeze(-1).flatten(1)
+                    rows[network, site] = flat(h)
             sizes = {site: len(h) for (_, site), h in rows.items()}
             if len(set(sizes.values())) > 1:
                 raise ValueError(f"Every site needs one activation per example, got {sizes} of them: choose others.")

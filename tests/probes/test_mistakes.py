@@ -14,14 +14,17 @@ from algornn.probes import (
     ActivationPatchingProbe,
     ClusterabilityProbe,
     ConsistencyProbe,
+    DisentanglementProbe,
     FactorCodeProbe,
     FastWeightProbe,
     FunctionCompatibilityProbe,
     GeneralizationGapProbe,
     InterchangeProbe,
     LinearDecodingProbe,
+    RepresentationSimilarityProbe,
     ReuseProbe,
     TensorProductProbe,
+    TopographicSimilarityProbe,
     TreeReconstructionProbe,
     WeightMaskProbe,
 )
@@ -49,6 +52,16 @@ class FirstWord:
 
     def counterfactual(self, base, source):
         return source[1]
+
+
+class Answer:
+    """The label itself is the variable."""
+
+    def variable(self, batch):
+        return batch.y
+
+    def counterfactual(self, base, source):
+        return source.y
 
 
 def pairs(shift=0):
@@ -124,7 +137,50 @@ MISTAKES = {
     "too few groups of answers": (
         lambda: GeneralizationGapProbe(loss=of_batch).run(Net(), grouped(lambda x: x[:3, 0])), "example, 8, got 3",
     ),
+    "rows of no examples": (lambda: tapped(ReuseProbe, sites=["turned"], loss=of_batch), "must be the batch"),
+    "rows to exchange": (
+        lambda: tapped(InterchangeProbe, causal_model=Answer(), site="turned", loss=of_batch), "must be the batch",
+    ),
+    "symbols of numbers": (
+        lambda: tapped(DisentanglementProbe, meaning=lambda b: b.x[:, :2], site="number", loss=of_batch), "scores",
+    ),
 }  # fmt: skip
+
+
+class Taps(nn.Module):
+    """The label in an imaginary part, in one number per example, and in a transposed activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.imaginary, self.number, self.turned = nn.Identity(), nn.Identity(), nn.Identity()
+        self.head = nn.Linear(1, 3)
+
+    def forward(self, x):
+        size = (x[:, 0] % 3).float()
+        wave = self.imaginary(torch.complex(torch.zeros_like(size), size)[:, None])
+        turned = self.turned(wave.imag.expand(-1, 2).T).T
+        return self.head(self.number(turned[:, 0])[:, None]) - 3 * (torch.arange(3) - size[:, None]).abs()
+
+
+def tapped(kind, **arguments):
+    return kind(**arguments).run(Taps(), grouped(lambda x: x[:, 1] % 2))
+
+
+def test_a_complex_activation_counts_with_both_of_its_parts():
+    found = tapped(LinearDecodingProbe, sites=["imaginary", "number"], loss=of_batch).scalars
+    assert found["accuracy/imaginary"] == found["accuracy/number"] == 1
+    alike = tapped(RepresentationSimilarityProbe, sites=["imaginary", "number"], loss=of_batch).scalars
+    assert alike["cka"] == pytest.approx(1)
+
+
+def test_one_number_per_example_is_an_activation():
+    found = tapped(InterchangeProbe, causal_model=Answer(), site="number", loss=of_batch, steps=2).scalars
+    assert found["full_swap_iia"] == found["iia/axis 0"]
+    swapped = {"corrupt": lambda batch: batch._replace(x=batch.x.flip(0), y=batch.y.flip(0)), "loss": of_batch}
+    assert "denoising/number" in tapped(ActivationPatchingProbe, sites=["number"], **swapped).scalars
+    assert "subspace_overlap" in tapped(ReuseProbe, sites=["number"], loss=of_batch).scalars
+    distances = tapped(TopographicSimilarityProbe, meaning="x", site="number", distance="euclidean", loss=of_batch)
+    assert "topsim" in distances.scalars
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
