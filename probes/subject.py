@@ -60,23 +60,23 @@ class Subject:
     def map(self, function: Callable[[Any, torch.Generator], Any], items: Iterable[Any]) -> list[Any]:
         """Apply `function(item, generator)` to every item, shared out over the processes.
 
-        Item i is done by process i modulo `world`; its generator, the global random state and the model's buffers are
-        set from (seed, i) and the copy alone. Every process returns all results in the order of the items, tensors on
-        the CPU, so a reduction over them gives bit for bit the same value on any number of processes.
+        Item i is done by process i modulo `world`. Its generator and the global random state are set from (seed, i),
+        and the model begins it with the buffers and attributes that it had before the first one. Every process returns
+        all results in the order of the items, tensors on the CPU, so a reduction over them gives bit for bit the same
+        value on any number of processes.
 
         Raises:
             ProbeError: `function` failed on some process (on a single process its own error is raised).
         """
         items, results, error = list(items), {}, None
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        restore = _restorer(self.model)
         try:
             for index in range(self.rank, len(items), self.world):
-                for buffer, value in buffers:
-                    buffer.copy_(value)
                 seed = _seed(self.seed, index)
                 _seed_globally(seed, self.device)
                 generator = torch.Generator(self.device).manual_seed(seed)
                 results[index] = apply_to_collection(function(items[index], generator), Tensor, _to_cpu)
+                restore()
         except Exception as raised:
             error = raised
         gathered = exchange(results, self.world, error)
@@ -118,6 +118,26 @@ class Subject:
         """
         model = self.model if model is None else model
         return activations(model, sites, lambda: self.forward(batch, model))
+
+
+def _restorer(model: nn.Module) -> Callable[[], None]:
+    """A function that gives the modules back the attributes and the values of buffers that they have now.
+
+    A model that keeps a state between forwards, as a buffer or not, would answer by what its process did before.
+    """
+    held = [(vars(m), dict(vars(m)), m._buffers, dict(m._buffers)) for m in model.modules()]
+    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
+
+    def restore() -> None:
+        for own, attributes, buffers, named in held:
+            own.clear()
+            own.update(attributes)
+            buffers.clear()
+            buffers.update(named)
+        for buffer, value in values:
+            buffer.copy_(value)
+
+    return restore
 
 
 def exchange(value: Any, world: int, error: Exception | None = None) -> list[Any]:

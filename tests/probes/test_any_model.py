@@ -15,6 +15,9 @@ from algornn.probes import (
     TensorProductProbe,
     WeightMaskProbe,
 )
+from algornn.probes.batches import Batches
+from algornn.probes.model_copy import copy_of
+from algornn.probes.subject import Subject, cross_entropy
 
 
 class Recurrent(nn.Module):
@@ -131,6 +134,37 @@ def check(make, probe_of):
     assert result.scalars
     assert result.to_json() == again.to_json()
     return result
+
+
+class Stateful(Recurrent):
+    """Keeps its state between forwards in every way that there is."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("last", torch.zeros(3))
+        self.mean = None
+
+    def forward(self, x):
+        y = super().forward(x) + self.calls + self.last + (0 if self.mean is None else self.mean)
+        self.calls += 1
+        self.last = y[0].detach()
+        self.mean = y.detach().mean(0)
+        return y
+
+
+def test_an_item_does_not_depend_on_what_its_process_did_before():
+    model, data = Stateful().eval(), batches()
+    device = torch.device("cpu")
+
+    def outputs(items):
+        subject = Subject(copy_of(model), Batches.of(data, None, 0, device), cross_entropy, device, torch.Generator())
+        twice = [subject.map(lambda i, _: subject.forward(data[i]), items) for _ in range(2)]
+        assert all(map(torch.equal, *twice))
+        return twice[0]
+
+    for one, alone in zip(outputs([0, 1, 2, 3]), [outputs([i])[0] for i in range(4)], strict=True):
+        assert torch.equal(one, alone)
 
 
 each_model = pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
