@@ -37,7 +37,10 @@ class CausalModel(Protocol):
         """The value of Z for each example, ``[B]`` or ``[B, m]``."""
 
     def counterfactual(self, base: Any, source: Any) -> Tensor:
-        """The label ``[B]`` or ``[B, T]`` of each base when Z is taken from the source in the same row."""
+        """The label ``[B]`` or ``[B, T]`` of each base when Z is taken from the source in the same row.
+
+        Negative labels, such as those of padding, do not count.
+        """
 
 
 class InterchangeProbe(Probe):
@@ -136,7 +139,7 @@ class InterchangeProbe(Probe):
             logits = self._intervened(subject, model, batch, swap(sources, layer.weight.T), gradient=True)
             if not logits.requires_grad:
                 raise ValueError(f"The output does not depend on the site {self.site!r}: choose a site before it.")
-            loss = F.cross_entropy(logits.flatten(0, -2), gold.flatten())
+            loss = F.cross_entropy(logits.flatten(0, -2), gold.flatten().clamp(min=-1), ignore_index=-1)
             adam.zero_grad()
             loss.backward()
             adam.step()
@@ -160,7 +163,8 @@ class InterchangeProbe(Probe):
 
         def hit(edit: Callable[[Tensor], Tensor], wanted: Tensor = gold, model: nn.Module = subject.model) -> Tensor:
             logits = self._intervened(subject, model, batch, edit)
-            return (logits.argmax(-1) == wanted).flatten(1).all(1) if wanted.ndim > 1 else logits.argmax(-1) == wanted
+            right = (logits.argmax(-1) == wanted) | (wanted < 0)
+            return right.flatten(1).all(1) if wanted.ndim > 1 else right
 
         hits = {"accuracy": hit(torch.clone, own), "noop": hit(torch.clone), "full_swap": hit(lambda h: h[sources])}
         for name, Q in bases.items():

@@ -248,6 +248,24 @@ def test_labels_may_be_sequences_and_logits_a_part_of_the_output():
         InterchangeProbe(Both(), "hidden@0", loss=loss).run(Two(), batches())
 
 
+def test_negative_labels_do_not_count():
+    class Padded(Equal):
+        def counterfactual(self, base, source):
+            label = super().counterfactual(base, source)
+            return torch.stack([label, torch.full_like(label, -100)], 1)
+
+    class Two(Equality):
+        def forward(self, x):
+            return super().forward(x)[:, None].expand(-1, 2, -1)
+
+    def loss(call, batch):
+        return call(batch[0]).sum()
+
+    one = InterchangeProbe(Equal(), "hidden", steps=20, loss=loss).run(Equality(), batches()).scalars
+    padded = InterchangeProbe(Padded(), "hidden", steps=20, loss=loss).run(Two(), batches()).scalars
+    assert padded == one
+
+
 def test_activations_that_are_not_numbers_are_no_obstacle():
     model = Equality(torch.full((4, 4), torch.nan))
     assert InterchangeProbe(Equal(), "hidden", steps=3).run(model, batches()).scalars["noop_iia"] >= 0
