@@ -6,6 +6,7 @@ A memory that was written with keys :math:`k_i`, values :math:`v_i` and strength
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -189,7 +190,8 @@ def recall_of(
     for suffix, target in {"": values, "_control": other}.items():
         error = (answers - target).square().sum(-1) / target.square().sum(-1)
         measured[f"recall_error{suffix}"] = error[written]
-        measured[f"recall_accuracy{suffix}"] = (guess == target).all(-1)[written].double()
+        right = (guess == target).all(-1).double().where(answers.isfinite().all(-1), torch.nan)
+        measured[f"recall_accuracy{suffix}"] = right[written]
     return measured
 
 
@@ -234,7 +236,11 @@ def _report(parts: list[dict[str, Tensor]]) -> ProbeResult:
         if key.startswith("recall"):
             by_age[key], by_two[key] = _means(value, age), _means(value, age // 2)
     spectrum = (sigma / sigma[:, :1].where(sigma[:, :1] > 0, 1)).nanmean(0).tolist()
-    return ProbeResult(scalars, {"recall_by_age": by_age, "spectrum": spectrum}, _figures(by_two, spectrum))
+    tables = {"recall_by_age": by_age, "spectrum": spectrum}
+    failures = [] if math.isfinite(scalars["recall_accuracy"]) else [
+        "Nothing was written into the memory, or no answer of it is finite: do not read the absence of recall as 0."
+    ]  # fmt: skip
+    return ProbeResult(scalars, tables, _figures(by_two, spectrum), failures)
 
 
 def _means(value: Tensor, place: Tensor) -> list[float]:

@@ -146,6 +146,7 @@ def test_an_empty_memory_is_reported_as_empty():
     assert result.scalars["effective_rank"] == result.scalars["writes"] == 0.0
     assert math.isnan(result.scalars["recall_error"])
     assert '"recall_error": null' in result.to_json()
+    assert "Nothing was written" in result.failures[0]
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf, 1e200])
@@ -161,6 +162,15 @@ def test_a_state_that_is_not_finite_ends_no_measurement(broken):
     assert math.isnan(
         measure(trace._replace(state=torch.full((2, 4, 5), broken, dtype=torch.float64))).scalars["effective_rank"]
     )
+
+
+def test_an_answer_that_is_no_number_is_not_the_nearest_to_any_value():
+    keys, values = unit(2, 3, 4, seed=0), unit(2, 3, 5, seed=1)
+    trace = sum_rule(keys, values)
+    broken = measure(trace._replace(state=torch.full_like(trace.state, torch.nan)))
+    assert math.isnan(broken.scalars["recall_accuracy"])
+    assert "no answer of it is finite" in broken.failures[0]
+    assert not measure(trace).failures
 
 
 def test_a_value_of_zero_does_not_spoil_the_mean():
