@@ -110,14 +110,18 @@ class ActivationPatchingProbe(Probe):
     ) -> dict[str, Tensor]:
         """The metric ``[B]`` of both runs, and of each site ``[sites, B]`` under every patch."""
         corrupt = self.corrupt(clean) if callable(self.corrupt) else _swapped(clean, self.corrupt)
+        B = size_of(clean)
 
         def m(batch: Any, edits: Mapping[str, Callable[[Tensor], Tensor]], gradient: bool = False) -> Tensor:
             with replaced(subject.model, edits):
                 output = subject.forward(batch, gradient=gradient)
-            return (self.metric or self._difference)(output, clean, corrupt)
+            value = (self.metric or self._difference)(output, clean, corrupt)
+            if not isinstance(value, Tensor) or value.shape != (B,):
+                kind = list(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+                raise ValueError(f"metric(output, clean, corrupt) must give one number per pair, [{B}], got {kind}.")
+            return value
 
         h_clean, h_corrupt = subject.activations(sites, clean), subject.activations(sites, corrupt)
-        B = size_of(clean)
         for site in sites:
             _check(site, h_clean[site], h_corrupt[site], B)
         turn = int(torch.randint(1, max(B, 2), (), generator=generator, device=generator.device))

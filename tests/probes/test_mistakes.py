@@ -137,6 +137,10 @@ MISTAKES = {
     "too few groups of answers": (
         lambda: GeneralizationGapProbe(loss=of_batch).run(Net(), grouped(lambda x: x[:3, 0])), "example, 8, got 3",
     ),
+    "a mean for a metric": (
+        lambda: ActivationPatchingProbe(flipped, ["heads.en-de"], metric=lambda y, *_: y.mean()).run(Net(), pairs()),
+        "one number per pair, \\[8\\], got \\[\\]",
+    ),
     "rows of no examples": (lambda: tapped(ReuseProbe, sites=["turned"], loss=of_batch), "must be the batch"),
     "rows to exchange": (
         lambda: tapped(InterchangeProbe, causal_model=Answer(), site="turned", loss=of_batch), "must be the batch",
