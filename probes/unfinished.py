@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -11,6 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
@@ -27,7 +29,7 @@ class Unfinished:
     Args:
         folder: where the probe's results go.
         name: of the work, for the reader of the folder.
-        key: what the work depends on: tensors, numbers and texts, nested in tuples, lists, dicts and named tuples.
+        key: what the work depends on: tensors, arrays, numbers and texts, in tuples, lists, dicts and dataclasses.
     """
 
     def __init__(self, folder: Path | None, name: str, key: Any) -> None:
@@ -77,6 +79,11 @@ def digest(key: Any) -> str:
         if isinstance(leaf, Tensor):
             found.update(f"{leaf.dtype}{list(leaf.shape)}".encode())
             found.update(leaf.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        elif isinstance(leaf, np.ndarray):
+            found.update(f"{leaf.dtype}{leaf.shape}".encode())
+            found.update(leaf.tobytes())
+        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):  # their text leaves out most of a tensor
+            found.update(digest({field.name: getattr(leaf, field.name) for field in dataclasses.fields(leaf)}).encode())
         else:
             found.update(repr(leaf).encode())
     return found.hexdigest()

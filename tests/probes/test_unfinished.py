@@ -1,7 +1,9 @@
 """Mask learning that was interrupted: it goes on to the same masks, and only for the same measurement."""
 
 import math
+from dataclasses import dataclass
 from functools import partialmethod
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +11,13 @@ from blocks import M, block_tasks, linear, matrix, relative_error
 
 from algornn.probes import WeightMaskProbe, unfinished
 from algornn.probes.mask_learning import MaskLearning
+from algornn.probes.unfinished import digest
+
+
+@dataclass
+class Pair:
+    x: Any
+    y: Any
 
 
 def test_an_interrupted_measurement_goes_on_to_the_same_masks(tmp_path, monkeypatch):
@@ -74,3 +83,14 @@ def test_masks_of_another_measurement_are_not_taken_up(change, tmp_path, monkeyp
     fresh = WeightMaskProbe(tasks, relative_error, **settings).run(linear(weight, bias))
     again = WeightMaskProbe(tasks, relative_error, **settings).run(linear(weight, bias), folder=tmp_path)
     assert repr(again) == repr(fresh)
+
+
+@pytest.mark.parametrize(
+    "kind", [lambda x: x, lambda x: x.numpy(), lambda x: Pair(x, 1), lambda x: [Pair(1, {"x": x})]]
+)
+def test_whatever_holds_the_data_every_number_counts(kind):
+    x = torch.zeros(3000)
+    other = x.clone()
+    other[1500] = 1  # where a text would have an ellipsis
+    assert digest(kind(x)) == digest(kind(x.clone()))
+    assert digest(kind(x)) != digest(kind(other))
