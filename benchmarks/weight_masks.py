@@ -1,16 +1,17 @@
 """Do masks find the weights of each sub-task? A network that adds and multiplies, and one that adds two pairs.
 
     python benchmarks/weight_masks.py [--tasks add_mul double_addition] [--seeds 1 2 3] [--steps 20000]
-        [--runs runs/weight_masks] [--out FILE]
+        [--untrained 1 2 3] [--runs runs/weight_masks] [--out FILE]
 
 For every task and seed: `algornn fit --config TASK_feed_forward` (400, 400 and 200 units, 20,000 steps), then
 `WeightMaskProbe` on problems of its training set, half of them to learn the masks and half to measure them: two masks
-of every sub-task, one of all, and one of every sub-task on the network with its weights permuted. A problem counts as
-right when all its digits are. What is finished is not done again, and what is interrupted goes on.
+of every sub-task, one of all, and one of every sub-task on the network with its weights permuted; then one of every
+sub-task on the network as it was before training (`--untrained` says for which seeds). A problem counts as right when
+all its digits are. What is finished is not done again, and what is interrupted goes on.
 
 The marks: the network is right in at least 99 % of the problems; a sub-task's mask in at least 95 % of its own and at
-most 20 % of the other's; masks of one sub-task overlap more (IoU) than masks of two; masks on the permuted network are
-right by chance (1 %) and 5 points at most.
+most 20 % of the other's; masks of one sub-task overlap more (IoU) than masks of two; masks on the permuted and on the
+untrained network are right by chance (1 %) and 5 points at most.
 
 Csordás, van Steenkiste and Schmidhuber (2021), https://arxiv.org/abs/2010.02066, section 3.1, which shows bars only.
 """
@@ -27,7 +28,7 @@ from typing import Any
 
 import torch
 from measure import write_results
-from torch import Tensor
+from torch import Tensor, nn
 
 from algornn.probe_command import from_run
 from algornn.probes import WeightMaskProbe
@@ -55,22 +56,28 @@ def trained(task: str, seed: int, runs: Path) -> Path:
     return run
 
 
-def masked(run: Path, steps: int) -> dict[str, Any]:
+def masked(run: Path, steps: int, untrained: bool = False) -> dict[str, Any]:
     """The masks' scalars and tables for a run, and the seconds of processor time they took."""
-    folder = run / f"masks-steps={steps}"
+    folder = run / f"{'untrained-' if untrained else ''}masks-steps={steps}"
     file = folder / "result.json"
     if not file.is_file():
         learner, loader, step = from_run(run, "best", "train")
         sample = Batches.of(loader, BATCHES, 0, torch.device("cpu"))
         tasks = {name: list(batches) for name, batches in sample.by_group().items()}
-        probe = WeightMaskProbe(tasks, steps=steps, repeats=2, score=all_digits, control_network=True, max_batches=None)
+        controls = {"repeats": 1 if untrained else 2, "control_network": not untrained}
+        probe = WeightMaskProbe(tasks, steps=steps, score=all_digits, max_batches=None, **controls)
+        if untrained:
+            torch.manual_seed(0)
+            for module in learner.modules():
+                if isinstance(module, nn.Linear):
+                    module.reset_parameters()
         start = time.process_time()
         result = probe.run(learner, tasks[min(tasks)], folder)
-        result.save(file, step=step, seconds=time.process_time() - start)
+        result.save(file, step=0 if untrained else step, seconds=time.process_time() - start)
     return json.loads(file.read_text())
 
 
-def row_of(task: str, seed: int, steps: int, run: Path) -> dict[str, Any]:
+def row_of(task: str, seed: int, steps: int, run: Path, untrained: bool) -> dict[str, Any]:
     """What was measured, and the marks that were missed."""
     result = masked(run, steps)
     scalars, accuracy = result["scalars"], result["tables"]["accuracy"]
@@ -88,6 +95,10 @@ def row_of(task: str, seed: int, steps: int, run: Path) -> dict[str, Any]:
         "same-task IoU > cross-task IoU": scalars["iou_ceiling"] > scalars["iou"],
         "permuted network <= .06": scalars[f"{SCRAMBLED}_accuracy"] <= CHANCE + 0.05,
     }
+    if untrained:
+        accuracy = masked(run, steps, untrained=True)["tables"]["accuracy"]
+        row["untrained_network"] = max(accuracy[own][own] for own in (first, second))
+        marks["untrained network <= .06"] = row["untrained_network"] <= CHANCE + 0.05
     return row | {"missed": [mark for mark, met in marks.items() if not met], "seconds": result.get("seconds")}
 
 
@@ -96,6 +107,9 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=PUBLISHED_STEPS, help="of learning each mask")
+    parser.add_argument(
+        "--untrained", type=int, nargs="*", default=[1, 2, 3], help="seeds with the untrained network, too"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/weight_masks"))
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -103,7 +117,8 @@ def main() -> None:
     rows: list[dict] = []
     for task in args.tasks:
         for seed in args.seeds:
-            rows.append(row_of(task, seed, args.steps, trained(task, seed, args.runs)))
+            run = trained(task, seed, args.runs)
+            rows.append(row_of(task, seed, args.steps, run, seed in args.untrained))
             for key, value in rows[-1].items():
                 print(f"{key}: {value:.3f}" if isinstance(value, float) else f"{key}: {value}")
             print(flush=True)
