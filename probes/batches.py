@@ -147,8 +147,10 @@ def group_name(value: int, names: Sequence[str]) -> str:
     return names[value] if 0 <= value < len(names) else f"group {value}"
 
 
-def field_of(batch: Any, field: str | int | Callable[[Any], Any], option: str = "") -> Any:
+def field_of(batch: Any, field: int | Callable[[Any], Any] | str, option: str = "") -> Any:
     """A field of a batch: by its name or key, by its place in a tuple, or by a function of the batch.
+
+    In annotations the text comes last: a command line takes the first kind that fits, and everything is a text.
 
     Args:
         batch: any batch.

@@ -93,8 +93,8 @@ class LinearDecodingProbe(Probe):
     def __init__(
         self,
         sites: Sequence[str],
-        label: str | int | Callable[[Any], Any] = "y",
-        types: str | int | Callable[[Any], Any] | None = None,
+        label: int | Callable[[Any], Any] | str = "y",
+        types: int | Callable[[Any], Any] | str | None = None,
         held_out: float = 0.25,
         portions: Sequence[float] = PORTIONS,
         l2: float = 1.0,
@@ -186,7 +186,7 @@ class LinearDecodingProbe(Probe):
         return {key: torch.bincount(place, weight.double(), E - split) for key, weight in weights.items()}
 
 
-def integers_of(batch: Any, field: str | int | Callable[[Any], Any], name: str) -> Tensor:
+def integers_of(batch: Any, field: int | Callable[[Any], Any] | str, name: str) -> Tensor:
     """A field of integers ``[B, ...]`` of a batch, on the CPU.
 
     Raises:

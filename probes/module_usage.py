@@ -62,7 +62,7 @@ class ModuleUsageProbe(Probe):
     def __init__(
         self,
         site: str,
-        rule: str | int | Callable[[Any], Tensor] = "group",
+        rule: int | Callable[[Any], Any] | str = "group",
         straight: bool = False,
         softmax: bool = False,
         draws: int = 100,

@@ -14,7 +14,7 @@ from algornn.probes.subject import Subject
 
 Tokens = tuple[int, ...]
 Predict = Callable[[nn.Module, Any], Tensor]
-Field = str | int | Callable[[Any], Any]
+Field = int | Callable[[Any], Any] | str
 
 
 @dataclass(frozen=True)

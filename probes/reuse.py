@@ -64,8 +64,8 @@ class ReuseProbe(Probe):
     def __init__(
         self,
         sites: Sequence[str] = (),
-        label: str | int | Callable[[Any], Tensor] | None = None,
-        target: str | int | Sequence[str | int] | None = None,
+        label: int | Callable[[Any], Any] | str | None = None,
+        target: int | Sequence[int | str] | str | None = None,
         kept: float = 0.1,
         rank: int = 4,
         **schedule: Any,
@@ -201,7 +201,7 @@ def transfer_accuracy(x: Tensor, y: Tensor, x_other: Tensor, y_other: Tensor) ->
     return float(fitted.score(x_other[known_other].numpy(), y_other[known_other].numpy()))
 
 
-def _shuffled(batch: Any, target: str | int | Sequence[str | int], generator: torch.Generator) -> Any:
+def _shuffled(batch: Any, target: int | Sequence[int | str] | str, generator: torch.Generator) -> Any:
     """The batch with its targets in another order."""
     order = torch.randperm(size_of(batch), generator=generator, device=generator.device)
     for field in [target] if isinstance(target, (str, int)) else target:

@@ -11,7 +11,7 @@ from torch import Tensor
 from algornn.probes.batches import field_of, size_of
 from algornn.probes.subject import Subject
 
-Field = str | int | Callable[[Any], Any]
+Field = int | Callable[[Any], Any] | str
 
 FILL = torch.iinfo(torch.int64).min  # behind the end of integer rows that are shorter than the longest
 

@@ -3,11 +3,13 @@
 import json
 import re
 import sys
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 from tiny_runs import TINY
 
+import algornn.probes
 from algornn import cli
 from algornn.probes import FastWeightProbe, Probe, ProbeResult
 
@@ -30,6 +32,9 @@ def data():
 
 def needy(size):
     return Net()
+
+def label(batch):
+    return batch[1]
 
 net = Net()
 number = 3
@@ -134,6 +139,27 @@ def test_bad_input_is_one_sentence(foreign, options, words, capsys):
     error = capsys.readouterr().err
     assert words in error
     assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("label", ["1", "foreign_net.label"])
+@pytest.mark.parametrize("probe", ["LinearDecodingProbe", "ModuleUsageProbe"])
+def test_a_field_is_given_by_its_place_or_a_function(foreign, probe, label):
+    command = ["probe", "--model=foreign_net:Net", "--data=foreign_net:data", f"--probe={probe}"]
+    head = {
+        "LinearDecodingProbe": ['--probe.sites=["head"]', f"--probe.label={label}"],
+        "ModuleUsageProbe": ["--probe.site=head", "--probe.softmax=true", f"--probe.rule={label}"],
+    }
+    assert cli.main([*command, *head[probe]]) == 0
+
+
+@pytest.mark.parametrize(
+    "kind", [getattr(algornn.probes, name) for name in algornn.probes.__all__ if name.endswith("Probe")]
+)
+def test_a_command_line_reads_a_field_as_a_text_last(kind):
+    for name, hint in get_type_hints(kind.__init__).items():
+        kinds = [part for part in get_args(hint) if part is not type(None)]
+        if str in kinds and len(kinds) > 1:
+            assert kinds[-1] is str, name
 
 
 def test_an_unknown_probe_is_named(foreign, capsys):
