@@ -150,6 +150,7 @@ def group_name(value: int, names: Sequence[str]) -> str:
 def field_of(batch: Any, field: int | Callable[[Any], Any] | str, option: str = "") -> Any:
     """A field of a batch: by its name or key, by its place in a tuple, or by a function of the batch.
 
+    The fields of a pair without names are called x and y.
     In annotations the text comes last: a command line takes the first kind that fits, and everything is a text.
 
     Args:
@@ -162,6 +163,7 @@ def field_of(batch: Any, field: int | Callable[[Any], Any] | str, option: str = 
     """
     if callable(field):
         return field(batch)
+    field = _place(batch, field)
     try:
         return getattr(batch, field) if isinstance(field, str) and not isinstance(batch, Mapping) else batch[field]
     except (AttributeError, KeyError, IndexError, TypeError):
@@ -174,9 +176,16 @@ def field_of(batch: Any, field: int | Callable[[Any], Any] | str, option: str = 
         ) from None
 
 
+def _place(batch: Any, field: int | str) -> int | str:
+    """The place of x or y in a pair without names; any other field as it is."""
+    pair = isinstance(batch, (tuple, list)) and not hasattr(batch, "_fields") and len(batch) == 2
+    return {"x": 0, "y": 1}.get(str(field), field) if pair else field
+
+
 def with_field(batch: Any, field: str | int, value: Any) -> Any:
     """The batch with another value in one of its fields, named as for `field_of`; the batch itself stays as it is."""
     field_of(batch, field)
+    field = _place(batch, field)
     if isinstance(batch, tuple):
         names: tuple[str, ...] = getattr(batch, "_fields", ())
         place = names.index(field) if isinstance(field, str) else field % len(batch)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from algornn.probes.batches import field_of, size_of, take
+from algornn.probes.batches import field_of, size_of, take, with_field
 from algornn.probes.controls import bootstrap, finite
 from algornn.probes.predictions import Answers, Field
 from algornn.probes.probe import Probe
@@ -30,7 +30,7 @@ from algornn.probes.samples import flat
 from algornn.probes.sites import Site, replaced, tensor_sites
 from algornn.probes.subject import Subject
 
-Corrupt = Callable[[Any], Any] | Mapping[str | int, str | int]
+Corrupt = Callable[[Any], Any] | Mapping[int | str, int | str]
 SHOWN = 24  # sites in the figure of all kinds
 Metric = Callable[[Any, Any, Any], Tensor]
 
@@ -339,13 +339,9 @@ def _check(site: str, clean: Tensor, corrupt: Tensor, size: int) -> None:
         )
 
 
-def _swapped(batch: Any, fields: Mapping[str | int, str | int]) -> Any:
+def _swapped(batch: Any, fields: Mapping[int | str, int | str]) -> Any:
     """The batch with fields in the place of others."""
     values = {name: field_of(batch, other) for name, other in fields.items()}
-    if isinstance(batch, Mapping):
-        return {**batch, **values}
-    if hasattr(batch, "_replace"):
-        return batch._replace(**{str(name): value for name, value in values.items()})
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(values.get(index, value) for index, value in enumerate(batch))
-    raise ValueError(f"Fields of a {type(batch).__name__} cannot be exchanged: pass a function of the batch.")
+    for name, value in values.items():
+        batch = with_field(batch, name, value)
+    return batch

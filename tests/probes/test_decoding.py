@@ -325,6 +325,12 @@ def test_batches_that_do_not_fit_are_refused(settings, message):
         LinearDecodingProbe(**{"sites": ["memory"], **settings}).run(Learner(), loader(16))
 
 
+def test_the_label_of_a_pair_is_its_second():
+    batches = [(torch.randn(20, 3, generator=generator()), randint(2, 20))]
+    found, placed = (LinearDecodingProbe(["shown"], loss=logits, **label) for label in ({}, {"label": 1}))
+    assert found.run(Shown(3), batches).to_json() == placed.run(Shown(3), batches).to_json()
+
+
 def test_activations_of_varying_size_need_another_site():
     batches = [Batch(torch.ones(4, T, dtype=torch.long), torch.arange(4) % 2, torch.zeros(4)) for T in (3, 5)]
     with pytest.raises(ValueError, match="have 18 numbers in one batch and 30 in another"):

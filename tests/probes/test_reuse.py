@@ -206,13 +206,16 @@ def test_fields_that_go_together_are_shuffled_together():
 def test_one_field_is_replaced_in_any_batch():
     x, y, new = torch.zeros(2), torch.ones(2), torch.full((2,), 5.0)
     Pair, Item = namedtuple("Pair", "x y"), dataclass(type("Item", (), {"__annotations__": {"x": object, "y": object}}))
-    for batch, field in (({"x": x, "y": y}, "y"), ((x, y), 1), ([x, y], -1), (Pair(x, y), "y"), (Item(x, y), "y")):
+    unnamed = [((x, y), 1), ([x, y], -1), ((x, y), "y"), ([x, y], "y")]
+    for batch, field in (({"x": x, "y": y}, "y"), *unnamed, (Pair(x, y), "y"), (Item(x, y), "y")):
         other = with_field(batch, field, new)
         assert type(other) is type(batch)
         assert field_of(other, field) is new
         assert field_of(batch, field) is y
     with pytest.raises(ValueError, match="has no field 'z'"):
         with_field({"x": x}, "z", new)
+    with pytest.raises(ValueError, match="has no field 'y'; it has 0 to 2"):
+        field_of((x, y, y), "y")
 
 
 def test_the_interval_holds_the_cosine_of_noisy_gradients():
