@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -225,20 +225,20 @@ def loss_of(model: nn.Module, loss: Loss | None) -> Loss:
 
 
 def cross_entropy(call: Callable[..., Any], batch: Any) -> Tensor:
-    """Cross-entropy of `call(x)` against y for batches (x, y).
+    """Cross-entropy of `call(x)` against y for batches (x, y), pairs or with fields of these names.
+
+    Logits are ``[B, C]`` for y ``[B]`` and ``[B, ..., C]`` for y ``[B, ...]``, as predictions are read; where these do
+    not fit, ``[B, C, ...]``, as torch has them. No other field of the batch is read.
 
     Raises:
-        TypeError: the batch is not a pair.
+        TypeError: the batch is not a pair and has no fields x and y.
         ValueError: the output and y do not fit.
     """
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise TypeError(
-            f"Expected batches (x, y) for the default cross-entropy, got {type(batch).__name__}. "
-            "Pass loss=..., a function of (call, batch), or give the LightningModule a method loss(self, call, batch)."
-        )
-    x, y = batch
+    x, y = _x_and_y(batch)
     output = call(x)
     try:
+        if isinstance(output, Tensor) and isinstance(y, Tensor) and y.ndim > 1 and output.shape[:-1] == y.shape:
+            return F.cross_entropy(output.flatten(0, -2), y.flatten())
         return F.cross_entropy(output, y)
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
         if is_out_of_memory(error):
@@ -248,6 +248,19 @@ def cross_entropy(call: Callable[..., Any], batch: Any) -> Tensor:
             f"The default cross-entropy does not fit the output ({kinds[0]}) and y ({kinds[1]}) of a batch (x, y): "
             f"{str(error).rstrip('.')}. Pass loss=..., a function of (call, batch)."
         ) from error
+
+
+def _x_and_y(batch: Any) -> tuple[Any, Any]:
+    named = [batch.get(name) if isinstance(batch, Mapping) else getattr(batch, name, None) for name in ("x", "y")]
+    if all(value is not None for value in named):
+        return named[0], named[1]
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0], batch[1]
+    raise TypeError(
+        f"Expected batches (x, y) for the default cross-entropy, got {type(batch).__name__} that is no pair and has no "
+        "fields x and y. Pass loss=..., a function of (call, batch), or give the LightningModule a method "
+        "loss(self, call, batch)."
+    )
 
 
 def _to_cpu(tensor: Tensor) -> Tensor:

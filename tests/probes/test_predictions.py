@@ -1,5 +1,7 @@
 """How predictions and targets are read: padding, ends of sequences, decoding functions, and mistakes."""
 
+from collections import namedtuple
+
 import pytest
 import torch
 from torch import nn
@@ -30,6 +32,27 @@ class Fixed(nn.Module):
 def token_loss(call, batch):
     call(batch["x"])
     return torch.zeros(())
+
+
+def test_the_default_loss_reads_tokens_as_predictions_do():
+    y, logits = (
+        torch.tensor([[0, 2, -100], [1, 1, 0]]),
+        torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)),
+    )
+    expected = nn.functional.cross_entropy(logits.transpose(1, 2), y)
+    assert torch.allclose(cross_entropy(lambda x: logits, (None, y)), expected)
+    assert torch.allclose(cross_entropy(lambda x: logits.transpose(1, 2), (None, y)), expected)
+    with pytest.raises(ValueError, match=r"does not fit the output \(torch.float32 \[2, 5, 5\]\)"):
+        cross_entropy(lambda x: torch.randn(2, 5, 5), (None, y))
+
+
+def test_the_default_loss_reads_the_fields_x_and_y():
+    Three = namedtuple("Three", "group y x")
+    x, y, group = torch.randn(4, 3), torch.arange(4) % 3, torch.zeros(4)
+    for batch in (Three(group, y, x), {"group": group, "y": y, "x": x}, (x, y), [x, y]):
+        assert cross_entropy(lambda given: given, batch) == nn.functional.cross_entropy(x, y)
+    with pytest.raises(TypeError, match="tuple that is no pair and has no fields x and y"):
+        cross_entropy(lambda given: given, (x, y, group))
 
 
 def test_sequences_end_before_eos_and_leave_out_what_does_not_count():
