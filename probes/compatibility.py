@@ -63,6 +63,8 @@ class FunctionCompatibilityProbe(Probe):
     similarities of different symbols are taken across groups, too, so that what marks a group has no part in compat.
     """
 
+    tried = ("site", "function", "group", "symbol")
+
     def __init__(
         self,
         site: str,

@@ -90,6 +90,8 @@ class LinearDecodingProbe(Probe):
     Deviations: the coder is linear (theirs: a network of two layers), and smoothed by one observation.
     """
 
+    tried = ("types",)
+
     def __init__(
         self,
         sites: Sequence[str],
@@ -117,6 +119,14 @@ class LinearDecodingProbe(Probe):
         self.portions = portions
         self.l2 = l2
         self.max_iter = max_iter
+
+    def try_out(self, subject: Subject) -> None:
+        """Raise before a training where labels and activations do not fit each other."""
+        super().try_out(subject)
+        batch = subject.loader[0]
+        y = integers_of(batch, self.label, "label")
+        for site, h in subject.activations(self.sites, batch).items():
+            rows_of(h, y, site)
 
     def measure(self, subject: Subject) -> ProbeResult:
         """Gather the activations, then fit the classifiers of every site, shared out over the processes."""

@@ -59,6 +59,8 @@ class DisentanglementProbe(Probe):
     Deviation: of symbols with equal p(c | v), the one with the larger p(v | c) is v(c).
     """
 
+    tried = ("site", "meaning", "message")
+
     def __init__(
         self,
         meaning: Field,

@@ -61,6 +61,8 @@ class FactorCodeProbe(Probe):
     Deviation: bins hold equally many examples instead of being equally wide.
     """
 
+    tried = ("site", "factors")
+
     def __init__(
         self,
         factors: Field,

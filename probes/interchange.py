@@ -77,6 +77,8 @@ class InterchangeProbe(Probe):
     https://arxiv.org/abs/2311.17030. Deviation: sources are drawn with replacement from the base's batch.
     """
 
+    tried = ("site",)
+
     def __init__(
         self,
         causal_model: CausalModel,

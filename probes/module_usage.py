@@ -59,6 +59,8 @@ class ModuleUsageProbe(Probe):
     log R - log M).
     """
 
+    tried = ("site", "rule")
+
     def __init__(
         self,
         site: str,

@@ -63,6 +63,8 @@ class ActivationPatchingProbe(Probe):
     https://arxiv.org/abs/2404.15255; attribution: Syed, Rager and Conmy (2023), https://arxiv.org/abs/2310.10348.
     """
 
+    tried = ("sites",)
+
     def __init__(
         self,
         corrupt: Corrupt,

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from algornn.probes.batches import Batches
+from algornn.probes.batches import Batches, field_of
 from algornn.probes.model_copy import device_of
 from algornn.probes.result import ProbeResult
 from algornn.probes.sites import Site
@@ -56,8 +56,11 @@ class Probe(Callback):
         name: folder and key of the results; None: that of the class without "Probe", such as `weight_mask`.
 
     A subclass keeps its constructor's arguments in attributes of their names, and what changes in attributes that begin
-    with an underscore: `state_key` is made of the former.
+    with an underscore: `state_key` is made of the former. In `tried` it may name arguments that are sites ("site",
+    "sites") or fields of the batches, so that wrong ones are refused before a training.
     """
+
+    tried: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -120,6 +123,20 @@ class Probe(Callback):
             if isinstance(site, str):
                 Site.parse(site).module(model)
 
+    def try_out(self, subject: Subject) -> None:
+        """Raise before a training what `measure` would raise after its first epoch: here, of the arguments in `tried`.
+
+        Args:
+            subject: as for `measure`, with one batch.
+        """
+        batch = subject.loader[0]
+        for name in self.tried:
+            value = getattr(self, name)
+            if name not in ("site", "sites") and value is not None:
+                field_of(batch, value, name)
+            elif isinstance(value, str) or value:  # "" is the model itself
+                subject.activations([value] if isinstance(value, str) else value, batch)
+
     def run(
         self, model: nn.Module, loader: Iterable[Any] | None = None, folder: str | Path | None = None
     ) -> ProbeResult:
@@ -144,18 +161,29 @@ class Probe(Callback):
         return self.result
 
     def _measure(
-        self, model: nn.Module, loader: Iterable[Any], folder: str | Path | None, rank: int = 0, world: int = 1
+        self,
+        model: nn.Module,
+        loader: Iterable[Any],
+        folder: str | Path | None,
+        rank: int = 0,
+        world: int = 1,
+        trial: bool = False,
     ) -> ProbeResult:
+        """Measure, or for a trial only try out one batch; the same on every process, and nothing is left behind."""
         device = device_of(model)
         result, error = None, None
         with isolated(device, self.seed):
             try:
                 twin = joint_copy(model, rank, world)
-                batches = Batches.of(loader, self.max_batches, self.seed, device)
+                batches = Batches.of(loader, 1 if trial else self.max_batches, self.seed, device)
                 generator = torch.Generator(device).manual_seed(self.seed)
                 loss = loss_of(twin, self.loss)
                 place = None if folder is None else Path(folder)
-                result = self.measure(Subject(twin, batches, loss, device, generator, self.seed, rank, world, place))
+                subject = Subject(twin, batches, loss, device, generator, self.seed, rank, world, place)
+                if trial:
+                    self.try_out(subject)
+                else:
+                    result = self.measure(subject)
             except ProbeError:
                 raise
             except Exception as raised:
@@ -194,15 +222,21 @@ class Probe(Callback):
         self._seen, self._tick, self._attended = trainer.global_step, time.monotonic(), -1
         if self._state["step"] > trainer.global_step:  # of a training before
             self._state, self.result = self._new_state(), None
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
         self.check(pl_module)
         with isolated(pl_module.device, self.seed):
-            if isinstance(self._loader(trainer), Iterator):
+            loader = self._loader(trainer)
+            if isinstance(loader, Iterator):
                 raise ValueError(
                     f"Probe {self.name!r} measures more than once, but its loader is a "
                     f"{type(self.loader).__name__}, which is used up by the first: pass a list or a DataLoader."
                 )
+        try:
+            self._measure(pl_module, loader, None, trainer.global_rank, trainer.world_size, trial=True)
+        except Exception as error:
+            if not is_out_of_memory(error):  # a measurement that finds no memory is skipped, too
+                raise
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         if trainer.global_step == 0 and any(self._folder(trainer).glob("step=*.json")):
             rank_zero_warn(
                 f"{self._folder(trainer)} holds results of another training, which this one will write over: give the "

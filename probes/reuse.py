@@ -61,6 +61,8 @@ class ReuseProbe(Probe):
     https://arxiv.org/abs/1611.06440, equation 7; subspaces: Krzanowski (1979), JASA 74.
     """
 
+    tried = ("sites", "label")
+
     def __init__(
         self,
         sites: Sequence[str] = (),
@@ -84,6 +86,12 @@ class ReuseProbe(Probe):
         self.target = target
         self.kept = kept
         self.rank = rank
+
+    def try_out(self, subject: Subject) -> None:
+        """Raise before a training where there are no groups, or the loss does not fit the model."""
+        super().try_out(subject)
+        subject.loader.by_group()
+        subject.forward(subject.loader[0])
 
     def measure(self, subject: Subject) -> ProbeResult:
         """Gradients and activations of every batch, shared out over the processes, then their comparison."""

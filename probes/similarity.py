@@ -73,6 +73,8 @@ class RepresentationSimilarityProbe(Probe):
     Source: CKA: see `hsic`; RSA: Kriegeskorte, Mur and Bandettini (2008), Frontiers in Systems Neuroscience 2:4.
     """
 
+    tried = ("sites",)
+
     def __init__(
         self,
         sites: Sequence[str],

@@ -58,6 +58,8 @@ class TensorProductProbe(Probe):
     seed; the decoder is the rest of the model under the loss, so a decoder that is fed the target stays fed.
     """
 
+    tried = ("site", "fillers", "role")
+
     def __init__(
         self,
         site: str,

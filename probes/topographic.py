@@ -51,6 +51,8 @@ class TopographicSimilarityProbe(Probe):
     https://arxiv.org/abs/1804.03984.
     """
 
+    tried = ("site", "meaning", "message")
+
     def __init__(
         self,
         meaning: Field,

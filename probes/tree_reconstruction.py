@@ -58,6 +58,8 @@ class TreeReconstructionProbe(Probe):
     product), and the least error of all steps counts, at most that of "add".
     """
 
+    tried = ("site",)
+
     def __init__(
         self,
         site: str,

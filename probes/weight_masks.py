@@ -117,6 +117,13 @@ class WeightMaskProbe(Probe):
         self.score = score
         self.control_network = control_network
 
+    def try_out(self, subject: Subject) -> None:
+        """Raise before a training where there is nothing to mask, no group, or a loss that does not fit the model."""
+        maskable(subject.model, self.masked)
+        if not isinstance(self.tasks, Mapping):
+            subject.loader.by_group()
+        subject.forward(subject.loader[0])
+
     def measure(self, subject: Subject) -> ProbeResult:
         """Learn and evaluate every mask, then compare them."""
         if self.steps * self.lr <= INIT:

@@ -15,9 +15,11 @@ from algornn.probes import (
     ConsistencyProbe,
     DisentanglementProbe,
     FastWeightProbe,
+    LinearDecodingProbe,
     Probe,
     ProbeResult,
     RepresentationSimilarityProbe,
+    ReuseProbe,
     WeightMaskProbe,
 )
 from algornn.probes.batches import Batches
@@ -162,9 +164,17 @@ def test_a_loader_for_one_reading_is_refused_before_training(tmp_path):
         (lambda: DisentanglementProbe(meaning="x", site="nowhere"), "has no module 'nowhere' for the site"),
         (lambda: FastWeightProbe(at="nowhere"), "has no module 'nowhere'"),
         (lambda: FastWeightProbe(), r"Expected fast_weights\(\*forward_args\) in any module of Bare"),
+        (lambda: RepresentationSimilarityProbe(["memory", "head[0]@3"]), "asks for a call that did not happen"),
+        (lambda: DisentanglementProbe(meaning="z", site="memory"), "has no field 'z'.*by meaning="),
+        (lambda: LinearDecodingProbe(["memory"], types="z"), "has no field 'z'.*by types="),
+        (lambda: LinearDecodingProbe(["memory:input"], label=lambda batch: batch.x.T), r"Labels \[5, 8\] need"),
+        (lambda: ReuseProbe(loader=[(torch.ones(8, 5), torch.ones(8))]), "a tuple without it"),
+        (lambda: WeightMaskProbe(loss=lambda call, batch: batch.y.sum()), "never calls the model"),
+        (lambda: WeightMaskProbe(masked=["tail.*"]), "No parameter to mask"),
     ],
 )
-def test_a_model_that_cannot_be_measured_is_refused_before_training(probe, message, tmp_path):
+@pytest.mark.parametrize("settings", [{}, {"fast_dev_run": True}], ids=["whole", "fast_dev_run"])
+def test_a_model_that_cannot_be_measured_is_refused_before_training(probe, message, settings, tmp_path):
     class Bare(Learner):
         def __init__(self):
             super().__init__()
@@ -174,7 +184,17 @@ def test_a_model_that_cannot_be_measured_is_refused_before_training(probe, messa
             raise AssertionError("the training has begun")
 
     with pytest.raises(ValueError, match=message):
-        train([probe()], tmp_path, learner=Bare())
+        train([probe()], tmp_path, learner=Bare(), **settings)
+
+
+def test_a_trial_without_memory_ends_no_training(tmp_path):
+    class Hungry(MeanLoss):
+        def try_out(self, subject):
+            assert len(subject.loader) == 1
+            raise torch.OutOfMemoryError("the training fills the device")
+
+    train([Hungry()], tmp_path, max_steps=1)
+    assert steps_of(tmp_path, "hungry") == [1]
 
 
 def test_a_result_that_cannot_be_written_does_not_end_the_training(tmp_path):
