@@ -184,6 +184,11 @@ class Probe(Callback):
                     self.try_out(subject)
                 else:
                     result = self.measure(subject)
+                    if not isinstance(result, ProbeResult):
+                        raise TypeError(
+                            f"{type(self).__name__}.measure must return a ProbeResult, it returned a "
+                            f"{type(result).__name__}: write return ProbeResult(scalars={{...}})."
+                        )
             except ProbeError:
                 raise
             except Exception as raised:

@@ -21,6 +21,7 @@ from algornn.probes import (
     GeneralizationGapProbe,
     InterchangeProbe,
     LinearDecodingProbe,
+    Probe,
     RepresentationSimilarityProbe,
     ReuseProbe,
     TensorProductProbe,
@@ -44,6 +45,13 @@ class Net(nn.Module):
     def forward(self, x):
         y = self.heads["the last"](torch.relu(self.heads["en-de"](self.ids(x).float())))
         return {"tensor": y, "tuple": (y,), "dict": {"logits": y}, "none": None}[self.kind]
+
+
+class Unwrapped(Probe):
+    """A probe of one's own that returns its scalars as they are."""
+
+    def measure(self, subject):
+        return {"batches": len(subject.loader)}
 
 
 class FirstWord:
@@ -96,6 +104,7 @@ class Loader:
 
 
 MISTAKES = {
+    "no result": (lambda: Unwrapped().run(Net(), pairs()), "Unwrapped.measure must return a ProbeResult.*a dict"),
     "name of the folder above": (lambda: MeanLoss(name=".."), "letters"),
     "name too long": (lambda: MeanLoss(name="a" * 101), "up to 100"),
     "no batches": (lambda: MeanLoss(max_batches=0), "max_batches must be a positive whole number"),
