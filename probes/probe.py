@@ -203,10 +203,17 @@ class Probe(Callback):
 
     @property
     def state_key(self) -> str:
-        """Tells instances apart in a checkpoint: the class and its constructor's plain arguments."""
-        plain = (bool, int, float, str, type(None))
-        settings = {k: v for k, v in sorted(vars(self).items()) if k[0] != "_" and isinstance(v, plain)}
-        settings.pop("result", None)
+        """Tells instances apart in a checkpoint: the class and its constructor's plain arguments and lists of texts.
+
+        Lightning refuses two alike before `setup` could; two of other sites get as far, and the mend is named there.
+        """
+        plain, settings = (bool, int, float, str, type(None)), dict[str, Any]()
+        for name, value in sorted(vars(self).items()):
+            if isinstance(value, (list, tuple)) and all(isinstance(entry, str) for entry in value):
+                settings[name] = list(value)
+            elif isinstance(value, plain):
+                settings[name] = value
+        settings = {name: value for name, value in settings.items() if name[0] != "_" and name != "result"}
         return self._generate_state_key(**settings)
 
     def state_dict(self) -> dict[str, Any]:
@@ -368,4 +375,4 @@ def refuse_namesakes(callbacks: Iterable[Callback]) -> None:
     names = [callback.name for callback in callbacks if isinstance(callback, Probe)]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"Two probes are named {name!r}: give each its own name=... .")
+            raise ValueError(f"Two probes are named {name!r}: give each its own name=, as in name={name + '_2'!r}.")

@@ -124,6 +124,8 @@ def test_checkpoints_and_early_stopping_can_watch_a_probe(tmp_path):
 def test_two_probes_of_one_name_are_refused(tmp_path):
     with pytest.raises(ValueError, match="Two probes are named 'mean_loss'"):
         train([MeanLoss(), MeanLoss(seed=1)], tmp_path)
+    with pytest.raises(ValueError, match="Two probes are named 'linear_decoding': give each its own name=, as in"):
+        train([LinearDecodingProbe(["memory"]), LinearDecodingProbe(("head",))], tmp_path)
     train([MeanLoss(), MeanLoss(seed=1, name="second")], tmp_path, max_steps=1)
     assert steps_of(tmp_path) == steps_of(tmp_path, "second") == [1]
 
