@@ -57,7 +57,7 @@ def plain_sentence(error: BaseException) -> str:
                     f"{key}{name} is a class of another kind. `algornn list models|learners|probes|splits` shows all."
                 )
             meant = [n for n in known if n.endswith("Probe")] if key == "probe: " else known
-            return f"{key}no class is named {name!r}{closest(name, meant)}."
+            return f"{key}no class is named {name!r}{closest(name, meant)}; one of your own is given as module.Class."
         elif found := re.search(r"Multiple subclasses with name (\w+)", line):
             return f"{key}several libraries have a class {found[1]}: write algornn.{found[1]}."
         elif line and not _PARSER_NOISE.match(line):
@@ -72,5 +72,6 @@ def plain_sentence(error: BaseException) -> str:
 def closest(name: str, known: Sequence[str]) -> str:
     """Return a question that names the closest of the known names; nothing where none is close."""
     names = {other.lower(): other for other in known}
-    close = difflib.get_close_matches(name.lower(), names, n=1)
+    # Not the default of 0.6: names that only end alike, such as those of two probes, are no closer than that.
+    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.7)
     return f" (did you mean {names[close[0]]!r}?)" if close else ""

@@ -164,7 +164,9 @@ def test_a_command_line_reads_a_field_as_a_text_last(kind):
 
 def test_an_unknown_probe_is_named(foreign, capsys):
     assert cli.main(["probe", "--model=foreign_net:Net", "--data=foreign_net:data", "--probe=FastWaitProbe"]) == 2
-    assert "FastWeightProbe" in capsys.readouterr().err
+    assert "did you mean 'FastWeightProbe'?); one of your own is given as module.Class." in capsys.readouterr().err
+    assert cli.main(["probe", "--run_dir=run", "--probe=StateMotionProbe"]) == 2
+    assert "named 'StateMotionProbe'; one of your own is given as module.Class." in capsys.readouterr().err
 
 
 def test_what_is_missing_is_named(foreign, capsys):
