@@ -15,6 +15,8 @@ from typing import Any
 import yaml
 
 Curve = list[tuple[int, float]]  # points (step, value)
+# What a run folder holds at least one of; the last one, what probes leave without the command line's `fit`.
+MARKS = ("metrics.json", "config.yaml", "logs", "probes/*/step=*.json")
 OTHER_MEASURES = (
     "perplexity",
     "squared_error",
@@ -51,8 +53,9 @@ class RunResults:
 
     @property
     def recipe(self) -> str:
-        """The recipe's name, else that of the folder above."""
-        return str(self.metrics.get("recipe") or _entry(self.config, "recipe", "name") or self.folder.parent.name)
+        """The recipe's name, else that of the folder above, or of this one where a recipe can't be told."""
+        known = self.metrics.get("recipe") or _entry(self.config, "recipe", "name")
+        return str(known or (self.folder.parent if self.metrics or self.config else self.folder).name)
 
     @property
     def about(self) -> str:
@@ -238,7 +241,8 @@ def read_runs(folders: Sequence[Path]) -> list[RunResults]:
         # Without its note: a name is short.
         own = f"{run.model} on {run.data.removesuffix(f' ({run.note})')}"
         what = f"{own if run.other_data else run.recipe}{at}"
-        names.append([f"{what} seed {run.seed}", f"{what} {run.folder.name}", str(run.folder)])
+        seeded = what if run.seed == "?" else f"{what} seed {run.seed}"
+        names.append([seeded, f"{what} {run.folder.name}", str(run.folder)])
     # The shortest kind of name that no two runs share.
     kind = next((k for k in range(2) if len({name[k] for name in names}) == len(names)), 2)
     for run, name in zip(runs, names, strict=True):
@@ -250,15 +254,18 @@ def read_run(folder: Path) -> RunResults:
     """Read a run folder, finished or not.
 
     Raises:
-        FileNotFoundError: it holds neither results nor a configuration nor logs.
+        FileNotFoundError: it holds neither results nor a configuration nor logs nor results of probes.
     """
-    if not folder.is_dir() or not any((folder / name).exists() for name in ("metrics.json", "config.yaml", "logs")):
-        wrong = "holds no metrics.json, config.yaml or logs" if folder.is_dir() else "is no folder"
+    marks = [mark for mark in MARKS if any(folder.glob(mark))]
+    if not marks:
+        wrong = "holds no metrics.json, config.yaml, logs or results of probes" if folder.is_dir() else "is no folder"
         raise FileNotFoundError(f"{folder} {wrong}. Give a run folder, as `algornn fit` names it when it starts.")
     run = RunResults(folder.resolve())
     run.metrics, run.config = _read_metrics(run), _read_config(run)
     run.curves, run.probes = _read_curves(run), _read_probes(run)
-    if not run.finished:
+    if marks == list(MARKS[3:]):
+        run.notes.insert(0, f"{run.folder.name} holds results of probes alone: of model and data it tells nothing.")
+    elif not run.finished:
         at = f" Shown is what it wrote up to step {run.steps:,}." if run.steps else ""
         run.notes.insert(
             0, f"{folder.name} has no test results yet: it is unfinished, or was stopped before its test.{at}"

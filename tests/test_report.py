@@ -208,6 +208,14 @@ def test_run_with_a_configuration_only(tmp_path, capsys):
     assert not list((run / "report").glob("*.png"))
 
 
+def test_results_of_probes_are_all_that_ones_own_trainer_leaves(tmp_path, capsys):
+    write_run(tmp_path / "run", steps=10_000).joinpath("probes").rename(tmp_path / "probes")
+    main([str(tmp_path)])
+    assert {row["run"] for row in table_rows(result_table([tmp_path])) if "run" in row} == {tmp_path.name}
+    assert "holds results of probes alone" in capsys.readouterr().out
+    assert (tmp_path / "report/fast_weight_recall.png").is_file()
+
+
 BROKEN = {
     "metrics.json": ['{"stages": {"te', "[]", '{"stages": []}', '{"stages": {"test": {"groups": 3}}}'],
     "config.yaml": ["recipe: {", "- 1", "recipe: {published: [{stage: test, error: NaN}, 3]}"],
