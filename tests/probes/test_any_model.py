@@ -1,6 +1,9 @@
 """Any model (recurrent, checkpointed, compiled, with an output class) is probed and left as it was."""
 
 import random
+import re
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -12,8 +15,10 @@ from torch.utils.checkpoint import checkpoint
 from algornn.probes import (
     LinearDecodingProbe,
     RepresentationSimilarityProbe,
+    ReuseProbe,
     TensorProductProbe,
     WeightMaskProbe,
+    plots,
 )
 from algornn.probes.batches import Batches
 from algornn.probes.model_copy import copy_of
@@ -191,3 +196,22 @@ def test_tensor_products(make):
         return TensorProductProbe(sites[-1], lambda batch: batch[0], loss=loss, permutations=1, substitute=False)
 
     check(make, probe)
+
+
+def test_the_examples_of_the_documentation(tmp_path, monkeypatch):
+    page = Path(__file__).parents[2] / "docs" / "probes.md"
+    examples = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    names = (LinearDecodingProbe, NamedTuple, Path, ReuseProbe, plots, torch.Tensor, nn)
+    found = {getattr(name, "__name__", "").rpartition(".")[2]: name for name in names}
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(50, (4, 32, 6), generator=generator)
+    found |= {"model": Recurrent(), "loader": list(zip(x, x[..., 0] % 3, strict=True))}
+    monkeypatch.chdir(tmp_path)
+    for example in examples[2:]:  # the first ones are about calls alone
+        exec(compile(example, str(page), "exec"), found)
+    assert (tmp_path / "accuracy.png").is_file()
+    assert (tmp_path / "mine/probes/linear_decoding/step=0.json").is_file()
+    assert "gradient_cosine" in found["result"].scalars
+    result = found["StateMotionProbe"]("lstm[0]").run(found["model"], found["loader"])
+    assert result.scalars["network"] > 0
+    assert len(result.figures["motion"]["series"]["scrambled"]) == 5
