@@ -248,6 +248,7 @@ def _failures(scalars: dict[str, float], shuffles: int) -> list[str]:
 def _figures(scalars: dict[str, float], tables: dict[str, Any], k: int) -> dict[str, dict[str, Any]]:
     names = {"ncut": "network", "ncut_shuffled": "all entries shuffled", "ncut_shuffled_non_zero": "non-zero shuffled"}
     shown = {name: scalars[key] for key, name in names.items() if not math.isnan(scalars.get(key, math.nan))}
+    ends = [[scalars.get(f"{key}_{end}") for key, name in names.items() if name in shown] for end in ("low", "high")]
     return {
         "ncut": {
             "kind": "bar",
@@ -256,6 +257,7 @@ def _figures(scalars: dict[str, float], tables: dict[str, Any], k: int) -> dict[
             "ylabel": "n-cut",
             "x": list(shown),
             "series": {"n-cut": list(shown.values())},
+            "intervals": {"n-cut": ends},
         },
         "neurons": {
             "kind": "heatmap",

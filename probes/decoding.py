@@ -341,7 +341,11 @@ def _figures(table: dict[str, dict[str, float]], online: dict[str, Any], uniform
         "label": "accuracy",
         "control labels": "control_accuracy",
         "scrambled network": "scrambled_accuracy",
-        "most frequent label": "majority_accuracy",
+    }
+    beside = {
+        "ylim": [0, 1],
+        "intervals": {"label": [[row[f"accuracy_{end}"] for row in table.values()] for end in ("low", "high")]},
+        "levels": {"most frequent label": [row["majority_accuracy"] for row in table.values()]},
     }
     compression = {
         "label": "compression",
@@ -349,13 +353,14 @@ def _figures(table: dict[str, dict[str, float]], online: dict[str, Any], uniform
         "scrambled network": "scrambled_compression",
     }
     return {
-        "accuracy": {**bars("Accuracy of linear decoding", "share of held-out labels", accuracy), "ylim": [0, 1]},
+        "accuracy": {**bars("Accuracy of linear decoding", "share of held-out labels", accuracy), **beside},
         "compression": bars("Compression of the labels", "uniform / online codelength", compression),
         "online": {
             "kind": "line",
             "title": "Online code of the labels",
             "xlabel": "share of the examples seen before",
             "ylabel": "bits per label",
+            "xscale": "log",  # most of the portions are small
             "x": seen,
             "series": {
                 **{site: part["bits_per_label"] for site, part in online.items()},

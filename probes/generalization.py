@@ -255,7 +255,7 @@ def _figures(
 ) -> dict[str, dict[str, Any]]:
     names = [row["set"] if row["group"] is None else f"{row['set']}: {row['group']}" for row in table]
     chance = [scalars.get("chance" if row["set"] == IID else "ood_chance") for row in table]
-    series = {"exact match": [row["exact_match"] for row in table], "targets of other examples": chance}
+    ends = [[row[f"exact_match_{end}"] for row in table] for end in ("low", "high")]
     figures = {
         "exact_match": {
             "kind": "bar",
@@ -264,7 +264,9 @@ def _figures(
             "ylabel": "exact match",
             "ylim": [0, 1],
             "x": names,
-            "series": series,
+            "series": {"exact match": [row["exact_match"] for row in table]},
+            "intervals": {"exact match": ends},
+            "levels": {"targets of other examples": chance},
         }
     }
     lengths = sorted({length for curve in curves.values() for length in curve})

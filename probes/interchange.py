@@ -326,13 +326,15 @@ def _figures(scalars: dict[str, float], names: Sequence[str], table: dict[str, l
             "xlabel": "what is taken from the source",
             "x": [labels[name] for name in names],
             "series": {"IIA": [scalars[f"{name}_iia"] for name in names]},
+            "intervals": {"IIA": [[scalars[f"{name}_iia_{end}"] for name in names] for end in ("low", "high")]},
         },
         "axes": {
             **frame,
             "title": "Interchange intervention accuracy, axis by axis",
             "xlabel": "axes that are taken from the source",
             "x": table["block"],
-            "series": {"IIA": table["iia"], "nothing replaced": [scalars["noop_iia"]] * n},
+            "series": {"IIA": table["iia"]},
+            "levels": {"nothing replaced": [scalars["noop_iia"]] * n},
         },
     }
 

@@ -22,7 +22,9 @@ class ProbeResult:
         figures: name to figure, drawn by `algornn.probes.plots.draw`. A figure is a dictionary with the keys `kind`
             ("line", "bar" or "heatmap"), `title`, `xlabel`, `ylabel`, `x`, and either `series` (name to list of
             numbers as long as `x`) or, for a heatmap, `y` and `values` (rows `y`, columns `x`). Lines and bars may have
-            `ylim`, the least and the largest possible number, such as [0, 1] for an accuracy.
+            `ylim`, the least and the largest possible number, such as [0, 1] for an accuracy; lines `xscale`: "log";
+            bars `intervals` (name of a series to its lower and its upper ends) and `levels` (name to numbers as long
+            as `x`, drawn as lines across the bars, such as what guessing gives).
         failures: one sentence per control that failed: what it shows, and what the reader must not conclude. A result
             with failures is logged with `failed_controls` above 0, and the report prints them beside its numbers.
     """

@@ -359,7 +359,7 @@ def _figures(table: list[dict[str, Any]], counted: list[dict[str, Any]], symmetr
             "xlabel": "sites",
             "ylabel": "CKA",
             "x": [row["pair"] for row in counted],
-            "series": {name: [round(row[key], 2) + 0.0 for row in counted] for name, key in series.items()},
+            "series": {name: [row[key] for row in counted] for name, key in series.items()},
         },
     }
 

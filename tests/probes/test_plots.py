@@ -78,6 +78,36 @@ def test_many_bars_have_names_that_do_not_overlap_and_no_numbers():
     assert axes.get_window_extent().height > 0.3 * figure.bbox.height
 
 
+def test_bars_have_three_digits_their_intervals_and_lines_across_them():
+    spec = {
+        "kind": "bar",
+        "x": ["p", "q"],
+        "series": {"a": [11.04, 10.95], "b": [0.25, None]},
+        "intervals": {"a": [[10.0, None], [12.0, None]]},
+        "levels": {"guessing": [5.0, 6.0]},
+    }
+    axes = draw(spec).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["11.04", "10.95", "0.25", ""]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["guessing", "a", "b"]
+    reach = [segment[:, 1].tolist() for part in axes.collections for segment in part.get_segments() if len(segment)]
+    assert [10.0, 12.0] in reach
+    assert [5.0, 5.0] in reach
+    assert [6.0, 6.0] in reach
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.7, "0.700"), (0.0512, "0.0512"), (-0.0, "0.000"), (1234.0, "1234")])
+def test_a_bars_number_has_three_digits(value, text):
+    axes = draw({"kind": "bar", "x": ["p"], "series": {"a": [value]}}).axes[0]
+    assert [label.get_text() for label in axes.texts] == [text]
+
+
+@pytest.mark.parametrize(("x", "scale"), [([0.0, 0.001, 0.1], "symlog"), ([1, 10, 100], "log")])
+def test_a_logarithmic_axis_keeps_zero(x, scale):
+    axes = draw({"kind": "line", "x": x, "xscale": "log", "series": {"a": [1.0, 2.0, 3.0]}}).axes[0]
+    assert axes.get_xscale() == scale
+    assert axes.get_xlim()[0] <= x[0]
+
+
 def test_what_is_no_number_can_be_read():
     figure = draw({"kind": "heatmap", "x": ["p", "q"], "y": ["r"], "values": [[None, 0.0]]})
     assert [text.get_color() for text in figure.axes[0].texts] == ["k", "w"]
