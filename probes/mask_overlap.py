@@ -168,6 +168,11 @@ def _failures(scalars: dict[str, float], lost: Sequence[str] = ()) -> list[str]:
             "do not read what they keep."
         )
     control, unmasked = (scalars.get(f"{name}_accuracy", math.nan) for name in ("control", "unmasked"))
+    if math.isnan(unmasked):
+        failures.append(
+            "No accuracy could be read from the model's output, so it was not tested whether masks hurt: pass score=, "
+            "a function of (output, batch), and until then compare control_loss with unmasked_loss."
+        )
     if control < unmasked - _DROP:
         failures.append(
             f"Under the control mask the accuracy falls from {unmasked:.2f} to {control:.2f}: masks remove weights "
