@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from algornn.probes.controls import bootstrap, finite, scrambled, with_interval
 from algornn.probes.probe import Probe
 from algornn.probes.result import ProbeResult
 from algornn.probes.samples import flat
+from algornn.probes.sites import Site
 from algornn.probes.subject import Subject
 
 PORTIONS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0)
@@ -216,9 +218,12 @@ def rows_of(h: Tensor, y: Tensor, site: str) -> Tensor:
         ValueError: the activation does not begin with the dimensions of the labels.
     """
     if h.shape[: y.ndim] != y.shape:
+        place = Site.parse(site)
+        deeper = h.shape[1 : y.ndim + 1] == y.shape  # such as the layers of a recurrent state
+        last = f"the last of {len(h)} by {str(replace(place, slots=(*place.slots, -1)))!r}, " if deeper else ""
         raise ValueError(
             f"Labels {list(y.shape)} need activations {[*y.shape, 'd']}, got {list(h.shape)} at the site {site!r}: "
-            "choose another site, or a function of the batch as label that gives one label per row."
+            f"choose {last}another site, or a function of the batch as label that gives one label per row."
         )
     return flat(h, y.ndim)
 
@@ -232,7 +237,7 @@ def joined(parts: list[dict[Any, Any]], generator: torch.Generator) -> Rows:
     sizes = torch.tensor([0, *(part["size"] for part in parts)]).cumsum(0)
     example = torch.cat([part["example"] + start for part, start in zip(parts, sizes, strict=False)])
     if not len(example):
-        raise ValueError("No label is 0 or above, so there is nothing to decode: check label=... .")
+        raise ValueError("No label is 0 or above, so there is nothing to decode: check the argument label.")
     classes, y = torch.cat([part["y"] for part in parts]).unique(return_inverse=True)
     labelled, example = example.unique(return_inverse=True)  # examples without a label do not count
     place = torch.randperm(len(labelled), generator=generator, device=generator.device).cpu()[example]

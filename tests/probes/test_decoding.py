@@ -325,6 +325,11 @@ def test_batches_that_do_not_fit_are_refused(settings, message):
         LinearDecodingProbe(**{"sites": ["memory"], **settings}).run(Learner(), loader(16))
 
 
+def test_a_site_with_layers_is_told_the_last():
+    with pytest.raises(ValueError, match=r"choose the last of 1 by 'lstm\[1\]\[0\]\[-1\]@0', another site"):
+        rows_of(torch.zeros(1, 6, 3), torch.zeros(6), "lstm[1][0]@0")
+
+
 def test_the_label_of_a_pair_is_its_second():
     batches = [(torch.randn(20, 3, generator=generator()), randint(2, 20))]
     found, placed = (LinearDecodingProbe(["shown"], loss=logits, **label) for label in ({}, {"label": 1}))
