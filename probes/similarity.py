@@ -23,6 +23,7 @@ from algornn.probes.model_copy import copy_of
 from algornn.probes.probe import Probe
 from algornn.probes.result import ProbeResult
 from algornn.probes.samples import flat
+from algornn.probes.sites import Site
 from algornn.probes.subject import Subject
 
 MODEL, SCRAMBLED, OTHER = "model", "scrambled", "other"
@@ -92,7 +93,7 @@ class RepresentationSimilarityProbe(Probe):
         if len(set(sites)) < (2 if other is None else 1):
             raise ValueError(f"There is nothing to compare at {list(sites)}: name two sites, or pass other=a model.")
         if other is None and other_sites is not None:
-            raise ValueError("other_sites are sites of another model: pass it as other=... .")
+            raise ValueError("other_sites are sites of another model: pass it, too, by other=.")
         if distance not in DISTANCES:
             raise ValueError(f"distance must be one of {list(DISTANCES)}, got {distance!r}.")
         if permutations < 2:
@@ -121,6 +122,15 @@ class RepresentationSimilarityProbe(Probe):
         table = [_row(*parts) for parts in zip(pairs, own, control, strict=True)]
         return _report(pairs, table, [part["replicates"] for part in own], symmetric=self.other is None)
 
+    def _check_other(self, other: nn.Module) -> None:
+        """Refuse sites that the other model does not have; where they are the model's, name the mend."""
+        for site in self.sites if self.other_sites is None else self.other_sites:
+            try:
+                Site.parse(site).module(other)
+            except ValueError as error:
+                mend = " Name the sites of the other model by other_sites=." if self.other_sites is None else ""
+                raise ValueError(f"{error}{mend}") from None
+
     def _pairs(self) -> list[Pair]:
         sites = list(dict.fromkeys(self.sites))
         if self.other is None:
@@ -134,6 +144,7 @@ class RepresentationSimilarityProbe(Probe):
         networks = {MODEL: subject.model, SCRAMBLED: scrambled(subject.model, subject.generator)}
         if self.other is not None:
             networks[OTHER] = copy_of(self.other).to(subject.device)
+            self._check_other(networks[OTHER])
 
         def gathered(index: int, generator: torch.Generator) -> dict[Place, Tensor]:
             batch, rows = subject.loader[index], {}

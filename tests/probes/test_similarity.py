@@ -155,6 +155,11 @@ def test_another_model_site_by_site():
     assert all(torch.equal(before[key], value) for key, value in other.state_dict().items())
 
 
+def test_a_model_of_other_names_needs_other_sites():
+    with pytest.raises(ValueError, match=r"no module 'front'.*Name the sites of the other model by other_sites="):
+        compared(white(100, 4), ["front"], other=nn.Sequential(nn.Linear(4, 3)))
+
+
 def test_other_sites_of_another_model():
     other = nn.Sequential(linear(torch.eye(4)[2:]))
     result = compared(white(100, 4), ["front", "rest"], other=other, other_sites=["0"])
