@@ -33,6 +33,8 @@ _HINTS = {
     "unrecognized": "--help lists all options",
     "not accept": "--help lists all options",
     "are required: probe": "give --probe CLASS, one of `algornn list probes`",
+    "Expected a collections.abc.Sequence": """a list, even of one, is written '["model.encoder"]'""",
+    "to be a function that returns Tensor": "annotate what it returns: -> torch.Tensor",
     "arguments are required": "give --config RECIPE, or the --run_dir of a run",
 }
 
@@ -62,6 +64,7 @@ def plain_sentence(error: BaseException) -> str:
             return f"{key}several libraries have a class {found[1]}: write algornn.{found[1]}."
         elif line and not _PARSER_NOISE.match(line):
             line = re.sub(r"<class '([\w.]+)'>", r"\1", line.partition(". Got value: Namespace")[0])
+            line = line.rpartition("expects a function or a callable class: ")[2]
             fitting = {part: hint for part, hint in _HINTS.items() if part in line}
             if key:  # what a class requires is no option of the command
                 fitting.pop("arguments are required", None)

@@ -30,6 +30,9 @@ def data():
     g = torch.Generator().manual_seed(1)
     return [(torch.randn(16, 5, 4, generator=g), torch.randint(0, 3, (16,), generator=g)) for _ in range(4)]
 
+def loss(call, batch):
+    return call(batch[0]).sum()
+
 def needy(size):
     return Net()
 
@@ -131,6 +134,8 @@ def test_a_model_of_ones_own(foreign, model, capsys):
         (["--model=foreign_net:Net", "--data=foreign_net:data", "--stage=test"], "--stage test is a set"),
         (["--model=foreign_net:Net", "--data=foreign_net:data", "--device=gpo"], "--device gpo cannot be used"),
         (["--model=foreign_net:Net", "--data=foreign_net:data", "--probe.at=lstn"], "close names: lstm"),
+        (["--model=foreign_net:Net", "--data=foreign_net:data", "--probe.loss=foreign_net.loss"], "-> torch.Tensor"),
+        (["--probe=ReuseProbe", "--probe.sites=lstm"], """(a list, even of one, is written '["model.encoder"]')"""),
         (["--model=foreign_net:Net", "--data=foreign_net:data", "--out=foreign_net.py"], "Not a directory"),
     ],
 )
