@@ -31,7 +31,7 @@ def main(args: list[str]) -> None:
         FileNotFoundError: there is no such checkpoint.
         FileExistsError: there is a result of this probe at this step already.
     """
-    parser = ArgumentParser(prog="algornn probe", description=__doc__, exit_on_error=False)
+    parser = _Parser(description=__doc__, exit_on_error=False)
     parser.add_argument("--run_dir", type=Path | None, help="a run folder: its learner, and its validation set")
     parser.add_argument("--ckpt_path", type=str | None, help="checkpoint of the run: best (default), last or a file")
     parser.add_argument("--stage", default="val", help="which set of the run's data, or of a data module")
@@ -69,13 +69,31 @@ def main(args: list[str]) -> None:
     print(f"\nresult: {path}" + "".join(f"\npicture: {p}" for p in drawn(result, path)))
 
 
+class _Parser(ArgumentParser):
+    """Its help on a class ends with the whole docstring, which says what the scalars mean."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"prog": "algornn probe", **options})
+        self.about = ""
+
+    def add_class_arguments(self, theclass: type, *args: Any, **options: Any) -> list[str]:
+        """Add the arguments of the class that help is asked on."""
+        self.about = f"\n{theclass.__name__}: {inspect.getdoc(theclass)}"
+        return super().add_class_arguments(theclass, *args, **options)
+
+    def print_help(self, file: Any = None) -> None:
+        """Print the options, then what the class says of itself."""
+        super().print_help(file)
+        print(self.about, file=file)
+
+
 def _what_the_probe_needs(error: ArgumentError) -> Exception:
     """Name the options of the arguments that a probe's class lacks; any other error stays as it is."""
     lacking = re.search(r"class_path '[\w.]*?(\w+)':\s+the following arguments are required: ([\w, ]+)", str(error))
     if lacking is None:
         return error
     examples = {"site": " 'model.encoder'", "sites": """ '["model.encoder"]'"""}
-    options = [f"--probe.{name}{examples.get(name, ' ...')}" for name in lacking[2].split(", ")]
+    options = [f"--probe.{name}{examples.get(name, ' VALUE')}" for name in lacking[2].split(", ")]
     hint = " (a wrong site is answered with the right ones)" if "site" in lacking[2] else ""
     return ValueError(f"{lacking[1]} needs {lacking[2].strip()}: give {' and '.join(options)}{hint}.")
 

@@ -167,6 +167,14 @@ def test_a_command_line_reads_a_field_as_a_text_last(kind):
             assert kinds[-1] is str, name
 
 
+def test_help_on_a_probe_says_what_its_scalars_mean(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["probe", "--probe.help=LinearDecodingProbe"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("usage: algornn probe")
+    assert "its floor `majority_accuracy` is that of always answering" in printed
+
+
 def test_an_unknown_probe_is_named(foreign, capsys):
     assert cli.main(["probe", "--model=foreign_net:Net", "--data=foreign_net:data", "--probe=FastWaitProbe"]) == 2
     assert "did you mean 'FastWeightProbe'?); one of your own is given as module.Class." in capsys.readouterr().err
