@@ -137,7 +137,7 @@ def group_of(batch: Any) -> Tensor:
         found = f"{group.dtype} {list(group.shape)}" if isinstance(group, Tensor) else none
         raise ValueError(
             f"Expected batches with a tensor field 'group' [B] of whole numbers to split into sub-tasks, got {found}. "
-            "WeightMaskProbe takes tasks={name: loader, ...} instead."
+            "Add it to the batches of your loader; only WeightMaskProbe does without, with tasks={name: loader, ...}."
         )
     return group.cpu()
 
