@@ -98,7 +98,9 @@ class FunctionCompatibilityProbe(Probe):
         cells, h = self._represented(subject.map(lambda i, _: self._sums(subject, i, subject.model), items))
         _, scrambled_h = self._represented(subject.map(lambda i, _: self._sums(subject, i, control), items))
         if len({group for group, _, _ in cells}) < 2:
-            raise ValueError(f"Expected functions of two groups or more, got {cells[0][0]!r} alone: check group=... .")
+            raise ValueError(
+                f"Expected functions of two groups or more, got {cells[0][0]!r} alone: check the argument group."
+            )
         rows = []
         if self.compositions is not None:
             batches = Batches.of(self.compositions, self.max_batches, self.seed, subject.device)

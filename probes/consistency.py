@@ -69,7 +69,7 @@ class ConsistencyProbe(Probe):
         **schedule: Any,
     ) -> None:
         if twin is None and unrolled is None and exceptions is None:
-            raise ValueError("Nothing to compare: pass at least one of twin=..., unrolled=... and exceptions=... .")
+            raise ValueError("Nothing to compare: pass at least one of twin=, unrolled= and exceptions=.")
         if exceptions is not None and schedule.get("loader") is None and twin is None and unrolled is None:
             schedule["loader"] = exceptions
         super().__init__(**schedule)

@@ -125,7 +125,11 @@ class FastWeightProbe(Probe):
             if callable(getattr(module, "fast_weights", None)):
                 return module
         where = f"the module at={self.at!r}" if self.at is not None else f"any module of {type(model).__name__}"
-        raise ValueError(f"Expected fast_weights(*forward_args) in {where}, found none: pass at=... or trace=... .")
+        elsewhere = "name another module by at=, or " if self.at is not None else ""
+        raise ValueError(
+            f"Expected fast_weights(*forward_args) in {where}, found none: {elsewhere}pass a function of (model, "
+            "batch) by trace=."
+        )
 
 
 def spectrum_of(state: Tensor) -> dict[str, Tensor]:

@@ -163,7 +163,7 @@ class ActivationPatchingProbe(Probe):
             kind = f"a tensor {list(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
             raise ValueError(
                 f"Expected logits {[*a.shape, 'classes']} for targets {list(a.shape)} and {list(b.shape)}, got {kind}: "
-                "pass logits=... or metric=... ."
+                "pass a function by logits= or metric=."
             )
         return logit_difference(logits, a, b)
 

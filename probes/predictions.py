@@ -65,7 +65,7 @@ class Answers:
             found = batch[1]
         if not isinstance(found, Tensor) or found.is_floating_point() or found.ndim not in (1, 2):
             kind = f"a tensor of {found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else repr(found)
-            raise ValueError(f"Expected integer targets [B] or [B, T], got {kind}: name their field by target=... .")
+            raise ValueError(f"Expected integer targets [B] or [B, T], got {kind}: name their field by target=.")
         return found
 
     @torch.no_grad()

@@ -188,7 +188,7 @@ def test_what_is_missing_is_named(foreign, capsys):
     assert cli.main(["probe", "--run_dir=run", "--probe=LinearDecodingProbe"]) == 2
     assert """LinearDecodingProbe needs sites: give --probe.sites '["model.encoder"]'""" in capsys.readouterr().err
     assert cli.main(["probe", "--run_dir=run", "--probe=InterchangeProbe"]) == 2
-    assert "--probe.causal_model ... and --probe.site 'model.encoder'" in capsys.readouterr().err
+    assert "--probe.causal_model VALUE and --probe.site 'model.encoder'" in capsys.readouterr().err
     assert cli.main(["probe", "--run_dir=run", "--probe=FastWeight"]) == 2
     assert "did you mean 'FastWeightProbe'?" in capsys.readouterr().err
 
