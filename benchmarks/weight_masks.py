@@ -56,7 +56,7 @@ def trained(task: str, seed: int, runs: Path) -> Path:
     return run
 
 
-def masked(run: Path, steps: int, untrained: bool = False) -> dict[str, Any]:
+def masked(run: Path, steps: int, untrained: bool = False, seed: int = 0) -> dict[str, Any]:
     """The masks' scalars and tables for a run, and the seconds of processor time they took."""
     folder = run / f"{'untrained-' if untrained else ''}masks-steps={steps}"
     file = folder / "result.json"
@@ -67,7 +67,7 @@ def masked(run: Path, steps: int, untrained: bool = False) -> dict[str, Any]:
         controls = {"repeats": 1 if untrained else 2, "control_network": not untrained}
         probe = WeightMaskProbe(tasks, steps=steps, score=all_digits, max_batches=None, **controls)
         if untrained:
-            torch.manual_seed(0)
+            torch.manual_seed(seed)
             for module in learner.modules():
                 if isinstance(module, nn.Linear):
                     module.reset_parameters()
@@ -96,7 +96,7 @@ def row_of(task: str, seed: int, steps: int, run: Path, untrained: bool) -> dict
         "permuted network <= .06": scalars[f"{SCRAMBLED}_accuracy"] <= CHANCE + 0.05,
     }
     if untrained:
-        accuracy = masked(run, steps, untrained=True)["tables"]["accuracy"]
+        accuracy = masked(run, steps, True, seed)["tables"]["accuracy"]
         row["untrained_network"] = max(accuracy[own][own] for own in (first, second))
         marks["untrained network <= .06"] = row["untrained_network"] <= CHANCE + 0.05
     return row | {"missed": [mark for mark, met in marks.items() if not met], "seconds": result.get("seconds")}

@@ -139,6 +139,7 @@ def test_rivals_live_the_same_lives_and_the_objective_stays_as_it_is():
 def test_a_recipe_trains_tests_and_reports_returns(tmp_path, capsys):
     run = tmp_path / "run"
     small = ["--data.init_args.agents", "3", "--data.init_args.batch_size", "3", "--data.init_args.test_agents", "1"]
+    small += ["--data.init_args.seen_agents", "1", "--model.init_args.rivals", "[reinforce, critic]"]
     small += ["--model.init_args.lifetime", "3", "--trainer.max_steps", "3", "--trainer.val_check_interval", "3"]
     small += ["--model.init_args.agents.init_args.hidden_sizes", "[8]", "--trainer.enable_progress_bar", "false"]
     assert cli.main(["fit", "--config", "metagenrl_pendulum", *small, "--run_dir", str(run)]) == 0

@@ -245,7 +245,7 @@ def test_mistakes():
         ActivationPatchingProbe(corrupt, ["cell@:"])
     with pytest.raises(ValueError, match=r"differ in shape, \[8, 4\] and \[7, 4\]: pad"):
         ActivationPatchingProbe(lambda b: (b[0][1:], b[1][1:])).run(Parallel(), pairs())
-    with pytest.raises(ValueError, match=r"Expected logits \[8, 'classes'\].*pass logits="):
+    with pytest.raises(ValueError, match=r"Expected logits \[8, 'classes'\].*pass a function by logits="):
         ActivationPatchingProbe(corrupt, logits=lambda output, batch: output[:2]).run(Parallel(), pairs())
     lstm = nn.Sequential(nn.LSTM(5, 3, num_layers=2, batch_first=True))
     data = [(torch.randn(4, 2, 5), torch.zeros(4).long())]
