@@ -6,7 +6,7 @@
 For every task and seed: `algornn fit --config TASK_feed_forward` (400, 400 and 200 units, 20,000 steps), then
 `WeightMaskProbe` on problems of its training set, half of them to learn the masks and half to measure them: two masks
 of every sub-task, one of all, and one of every sub-task on the network with its weights permuted; then one of every
-sub-task on the network as it was before training (`--untrained` says for which seeds). A problem counts as right when
+sub-task on an untrained network of the run's seed (`--untrained` says for which seeds). A problem counts as right when
 all its digits are. What is finished is not done again, and what is interrupted goes on.
 
 The marks: the network is right in at least 99 % of the problems; a sub-task's mask in at least 95 % of its own and at

@@ -85,6 +85,8 @@ class MetaGenRL(Learner):
             raise ValueError(f"`rivals` must be among {', '.join(map(repr, RULES))}, got {unknown[0]!r}.")
         if step is not None and score != "improvement":
             raise ValueError(f"`step` is learned from the score 'improvement' alone, got {score!r}.")
+        if getattr(model, "predictions", 0) and score != "improvement":
+            raise ValueError(f"`predictions` are learned from the score 'improvement' alone, got {score!r}.")
         self.automatic_optimization = False
         self.step = step
         self.worlds, self.agents, self.lifetime, self.warmup = dict(worlds), agents, lifetime, warmup

@@ -111,6 +111,18 @@ def test_advantages_are_looked_at_where_they_are_asked_for():
         torch.testing.assert_close(network(p, value, worth, b), network(p, value, 9 * worth, b), rtol=1e-6, atol=1e-8)
 
 
+def test_an_advantage_weighs_a_learned_distance_and_keeps_its_sign():
+    network, b = objective(advantages=True), segments()
+    network.head[-1].weight.data.zero_()
+    g = torch.Generator().manual_seed(2)
+    p, value = torch.rand(4, 5, 2, generator=g).double(), torch.randn(4, 6, generator=g).double()
+    worth = value[:, :-1] + torch.rand(4, 5, generator=g).double()  # all better than the policy
+    A = worth - value[:, :-1]
+    distance = network.distance(network.actions(torch.stack([b.action, p], -1)).mean(-2))[..., 0]
+    expected = A / A.square().mean().sqrt() * distance * b.mask
+    torch.testing.assert_close(network(p, value, worth, b), expected, rtol=1e-5, atol=1e-6)
+
+
 def opinion_by_hand(network, agent, batches, rate):
     """What the critic thinks after the steps, with autograd, step by step."""
     w = {name: value.clone().requires_grad_() for name, value in agent.w.items()}
