@@ -72,6 +72,8 @@ class VSML(nn.Module):
     tick each, and messages are not normalised.
     """
 
+    gate_shift: Tensor
+
     def __init__(
         self,
         input_size: int,
@@ -85,7 +87,7 @@ class VSML(nn.Module):
         gain: float = 1.0,
     ) -> None:
         super().__init__()
-        self.gate_bias, self.backward_pass, self.gain = gate_bias, backward_pass, gain
+        self.backward_pass, self.gain = backward_pass, gain
         self.sizes = (input_size, *hidden_sizes, output_size)
         if min(self.sizes) < 1:
             raise ValueError(f"Every layer of VSML needs at least one unit, got sizes {self.sizes}.")
@@ -106,6 +108,8 @@ class VSML(nn.Module):
             nn.init.trunc_normal_(layer.weight, std=S**-0.5)
             nn.init.zeros_(layer.bias)
         nn.init.zeros_(self.recurrent.bias)
+        shift = torch.tensor([-gate_bias, gate_bias, 0.0]).repeat_interleave(S)  # of input, forget and output gates
+        self.register_buffer("gate_shift", shift, persistent=False)
         self.backward_out.requires_grad_(bool(hidden_sizes))  # without hidden layers nobody reads its messages
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -201,8 +205,9 @@ class VSML(nn.Module):
             The new states, messages to the outputs ``[B, outputs, M]``, messages to the inputs ``[B, inputs, M]``.
         """
         gates = self.recurrent(old.h) + self.forward_in(f)[:, :, None] + self.backward_in(g)[:, None]
-        i, forget, o, new = gates.chunk(4, -1)
-        c = (forget + self.gate_bias).sigmoid() * old.c + (i - self.gate_bias).sigmoid() * new.tanh()
-        h = o.sigmoid() * c.tanh()
+        opened, new = gates.split([3 * self.state_size, self.state_size], -1)
+        i, forget, o = (opened + self.gate_shift).sigmoid().chunk(3, -1)
+        c = forget * old.c + i * new.tanh()
+        h = o * c.tanh()
         # The mean over weights before the linear map: the same, and much less to map.
         return Cells(h, c), self.gain * self.forward_out(h.mean(1)), self.gain * self.backward_out(h.mean(2))
