@@ -113,24 +113,24 @@ def obtain(benchmark: str, name: str, url: str, sha256: str, data_dir: str | os.
 
     Args:
         benchmark: Name of the benchmark's folder, lower case ("scan").
-        name: The file's path inside that folder.
-        url: Where the plain file is.
-        sha256: Hexadecimal digest of the plain file.
+        name: The file's path inside that folder; with `.gz` where it is downloaded compressed.
+        url: Where the file of that name is.
+        sha256: Hexadecimal digest of that file.
         data_dir: The benchmark's folder, or the folder that holds it.
 
     Raises:
         FileNotFoundError: It is nowhere and no server answered; the message says where it was looked for.
         ValueError: It is nowhere and the server's file had another digest.
     """
-    folders = search_dirs(benchmark, data_dir)
-    if path := find(folders, name):
+    folders, plain = search_dirs(benchmark, data_dir), name.removesuffix(".gz")
+    if path := find(folders, plain):
         return path
     try:
         return download([url], sha256, cache_dir(benchmark) / name)
     except (FileNotFoundError, ValueError) as error:
         looked = ", ".join(map(str, folders))
         raise type(error)(
-            f"{name} (or {name}.gz) is in none of {looked}, and {error} "
+            f"{plain} (or {plain}.gz) is in none of {looked}, and {error} "
             "Put it into one of these folders or set data_dir to the folder that holds it."
         ) from error
 

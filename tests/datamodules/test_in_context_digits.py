@@ -68,6 +68,10 @@ def test_batches_are_those_of_the_seed():
     [
         ({"split": "digit"}, ValueError, "did you mean 'digits'"),
         ({"length": 401}, ValueError, "at most 400, not 401"),
+        ({"split": "mnist", "length": 10_001}, ValueError, "at most 10000, not 10001"),
+        ({"image_size": 3}, ValueError, "image_size has to divide 8"),
+        ({"split": "mnist", "image_size": 8}, ValueError, "image_size has to divide 28"),
+        ({"image_size": 0}, ValueError, "image_size must be at least 1"),
         ({"test_examples": 0}, ValueError, "test_examples must be at least 1"),
         ({"train_examples": 1.5}, TypeError, "train_examples must be a whole number"),
     ],
@@ -75,3 +79,11 @@ def test_batches_are_those_of_the_seed():
 def test_bad_arguments_are_refused(wrong, error, message):
     with pytest.raises(error, match=message):
         InContextDigits(**wrong)
+
+
+def test_smaller_images_are_means_of_squares():
+    whole, half = (InContextDigits("unseen_digits", length=5, image_size=size) for size in (None, 4))
+    (images, _), (reduced, _) = whole._images()[0], half._images()[0]
+    assert (whole.input_size, half.input_size) == (64, 16)
+    assert reduced[7].reshape(4, 4)[1, 3] == images[7].reshape(8, 8)[2:4, 6:8].mean()
+    assert next(iter(half.test_dataloader()["test"])).x.shape == (64, 5, 16)
