@@ -64,6 +64,9 @@ class BestCheckpoint(ModelCheckpoint):
 class LastCheckpoint(Checkpoint):
     """Write ``last.ckpt`` at the start, every few steps and after every validation: a killed run goes on from it.
 
+    A run of one process that is told to end (SIGTERM) writes it after the step that it is in. Of several processes
+    each may hear of it after another step, and a checkpoint is all processes' work.
+
     Being a `Checkpoint`, it is called after all other callbacks, so the file holds what they know by then; and a
     resumed run misses no validation, which one written before the validation of its step would.
 
@@ -76,17 +79,20 @@ class LastCheckpoint(Checkpoint):
         if every_n_steps < 1:
             raise ValueError(f"`resume_every_n_steps` must be at least 1, got {every_n_steps}.")
         self.path, self.every_n_steps = path, every_n_steps
-        self._saved = 0
+        self._step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the start of a run, so that whatever has started can go on."""
+        self._step = trainer.global_step
         if trainer.global_step == 0:
             self._save(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Save after every n-th optimizer step, or leave it to the validation that follows."""
-        due = trainer.global_step % self.every_n_steps == 0 and trainer.global_step > self._saved
-        if due and not _validation_follows(trainer):
+        stepped, self._step = trainer.global_step > self._step, trainer.global_step
+        told_to_end = trainer.received_sigterm and trainer.world_size == 1
+        due = told_to_end or trainer.global_step % self.every_n_steps == 0
+        if stepped and due and not _validation_follows(trainer):
             self._save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -100,7 +106,6 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: L.Trainer) -> None:
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._saved = trainer.global_step
             trainer.save_checkpoint(self.path, weights_only=False)
 
 
