@@ -9,7 +9,7 @@ import torch
 
 from algornn import MetaGenRL, cli
 from algornn.datamodules import ControlTasks
-from algornn.meta import Agents, LearnedObjective, Pendulum, PointMass, Reacher
+from algornn.meta import Agents, LearnedObjective, LearnedStep, Pendulum, PointMass, Reacher
 from algornn.meta.policy_rules import critics_own
 
 WORLDS = {
@@ -53,6 +53,27 @@ def test_a_step_moves_the_objective_and_the_agents(score, tmp_path):
     assert 0 < moved.max() <= 1.01e-2  # a first step of Adam
     trained(model, tmp_path, 3)
     assert weights(model).isfinite().all()
+
+
+def tensors(held, seen):
+    """All tensors in attributes, lists and dictionaries, at any depth."""
+    if id(held) in seen:
+        return
+    seen[id(held)] = held
+    if isinstance(held, torch.Tensor):
+        yield held
+    inside = held.values() if isinstance(held, dict) else held if isinstance(held, list | tuple) else ()
+    for part in [*inside, *getattr(held, "__dict__", {}).values()]:
+        yield from tensors(part, seen)
+
+
+@pytest.mark.parametrize(("score", "step"), [("agreement", None), ("improvement", LearnedStep)])
+def test_no_graph_goes_on_to_the_next_step(score, step, tmp_path):
+    model = learner(score=score, step=step and step())
+    trained(model, tmp_path, 4)
+    held = list(tensors(model.population, {}))
+    assert sum(t.numel() for t in held) > 1000
+    assert not [t.shape for t in held if t.grad_fn is not None]
 
 
 def test_gradients_are_clipped_for_every_agent_before_the_mean():
