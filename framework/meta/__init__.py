@@ -1,7 +1,7 @@
 """Meta-learners, and the worlds that they act in."""
 
 from algornn.meta.actor_critic import ActorCritic, EpisodeReturns
-from algornn.meta.agents import Agents, OriginalAgents
+from algornn.meta.agents import Agents
 from algornn.meta.bandit_agents import SymmetricAgent, UpperConfidenceBound
 from algornn.meta.bandit_world import BanditWorld
 from algornn.meta.cloning import BackpropagationCloning
@@ -14,6 +14,7 @@ from algornn.meta.learned_objective import HalfSquare, LearnedObjective
 from algornn.meta.learned_step import LearnedStep
 from algornn.meta.metagenrl import MetaGenRL
 from algornn.meta.online import OnlineNetwork
+from algornn.meta.original_agents import OriginalAgents
 from algornn.meta.policy_rules import agreement, improvement
 from algornn.meta.predicting_agents import PredictingAgents
 from algornn.meta.replay import Replay, Segments

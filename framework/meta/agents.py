@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from algornn.meta.control_networks import Policy, TwinCritics, fresh_weights
+from algornn.learners.checks import check_shares, check_whole
+from algornn.meta.control_networks import Policy, TwinCritics, Weights, fresh_weights, leaves, over, unit
 from algornn.meta.replay import Replay, Segments
 from algornn.meta.world import ContinuousWorld, normal, uniform
 
-Weights = dict[str, Tensor]
 Rule = Callable[[Weights, Segments], Tensor]
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
-_TINY = 1e-12
+_CONSTANT = 1e-6  # spread of rewards, relative to the largest, below which only rounding makes them differ
 _SMOOTHING, _SMOOTHED = 0.2, 0.5  # noise of the target policy, and where it is cut
 _BORN, _EPISODE, _UNIFORM, _NOISE, _SEGMENT, _TARGET = range(6)  # streams of chance
 
@@ -33,9 +33,9 @@ class Agents:
         y_t = r_t + \gamma (1 - d_t) \min_k Q_{u'_k}(s_{t+1}, \mu_{w'}(s_{t+1}) + \epsilon), \qquad
         \epsilon \sim N(0, 0.2^2) \text{ within } \pm 0.5
 
-    in rewards of unit variance (over the agent's first episode), and w', u' follow w and u. What moves the policies is
-    up to the caller: `update` gets rules that give their loss, whose gradient is brought to length 1 for every agent
-    before Adam takes it. Agents begin with episodes at random, during which only the critics learn.
+    in rewards of unit variance (over the agent's first episode, where they vary), and w', u' follow w and u. What moves
+    the policies is up to the caller: `update` gets rules that give their loss, whose gradient is brought to length 1
+    for every agent before Adam takes it. Agents begin with episodes at random, during which only the critics learn.
 
     Everything random comes from the agents' seeds and their time, so that an agent does not depend on the others.
 
@@ -79,10 +79,13 @@ class Agents:
         segments: tuple[int, int] = (32, 10),
         random: int = 2,
     ) -> None:
+        _check(gamma, learning_rates, exploration, every, segments, random)
+        check_shares(polyak=polyak)
+        if not len(worlds) == len(seed) > 0:
+            raise ValueError(f"Agents need a world and a seed each, got {len(worlds)} worlds and {len(seed)} seeds.")
         self.worlds, self.seed, self.gamma, self.learning_rates = list(worlds), seed.clone(), gamma, learning_rates
         self.polyak, self.exploration, self.every, self.random = polyak, exploration, every, random
         self.segments, self.steps = segments
-        _check(gamma, exploration, every, segments, random)
         made = {world: world(SimpleNamespace(seed=seed[:1])) for world in dict.fromkeys(self.worlds)}
         if wrong := [world for world in made.values() if not isinstance(world, ContinuousWorld)]:
             raise TypeError(f"Agents act in a ContinuousWorld each, got {type(wrong[0]).__name__}.")
@@ -92,7 +95,7 @@ class Agents:
         if self.steps > self.length:
             raise ValueError(f"`segments` have {self.steps} steps, the longest episode has only {self.length}.")
         acting = torch.tensor([[d < D for d in range(self.action_size)] for _, D in sizes], device=seed.device)
-        self.real = acting.float()
+        self.real = acting.to(torch.get_default_dtype())  # that of the networks
         self.replay = Replay(self.real, self.capacity, self.length, self.observation_size)
         self.nets = {
             "w": Policy(self.observation_size, self.action_size, hidden_sizes, self.predictions),
@@ -134,19 +137,19 @@ class Agents:
 
         Args:
             rules: each gives the losses ``[N]`` of policies w on segments, and has a share ``[N]`` in the step.
-            expired: ``[N]`` bool, agents that begin anew where it is time for an episode.
+            expired: ``[N]`` bool, agents that begin anew where it is time for an episode, and with them those whose
+                weights are not finite, from which no objective can learn; None: nobody, however it fares.
 
         Returns:
             Returns ``[N]`` of the episodes, where there were any.
         """
         found = None
         if self.time % self.every == 0:
-            if expired is not None and expired.any():
+            if expired is not None and (expired := expired | ~self.finite()).any():
                 self.renew(expired)
             episodes = self.collect(1)
             if not self.quirks:
-                spread = episodes.reward.flatten(1).std(1).clamp(min=_EPSILON)
-                self.scale = torch.where(self.age == 0, spread, self.scale)
+                self._measure(episodes)
             self.replay.add(episodes._replace(reward=episodes.reward / self.scale[:, None, None]))
             found = (episodes.reward * episodes.mask).sum(-1)[:, 0]
         for half in range(2):
@@ -159,25 +162,32 @@ class Agents:
         self.age += 1
         return found
 
+    def _measure(self, episodes: Segments) -> None:
+        """Take the standard deviation of the rewards of the newborn as their unit, or 1 where these do not vary."""
+        for n in (self.age == 0).nonzero()[:, 0].tolist():
+            reward = episodes.reward[n][episodes.mask[n] > 0]
+            spread = reward.std(correction=min(1, len(reward) - 1))  # a single reward has none
+            self.scale[n] = torch.where(spread > _CONSTANT * reward.abs().max(), spread, 1.0)
+
     def _move(self, rules: Sequence[tuple[Rule, Tensor | float]], segments: Segments) -> None:
         """Move the policies of the agents that do no longer act at random."""
-        w = _leaves(self.w)
+        w = leaves(self.w)
         step = {name: torch.zeros_like(x) for name, x in w.items()}
         for rule, share in rules:
             slope = torch.autograd.grad(rule(w, segments).sum(), list(w.values()))
             share = torch.as_tensor(share, device=self.seed.device)
             each = dict(zip(w, slope, strict=True))
             for name, g in (each if self.quirks else unit(each)).items():
-                step[name] += _over(share, g) * g
+                step[name] += over(share, g) * g
         if self.quirks:
             step = unit(step, self.shortest)
         count = self.policy_steps()
         before, moved = self.w, self._stepped(step, count) if self.step else self._adam("w", step, count)
         moving = self.age >= self.random * self.every
-        self.w = {name: torch.where(_over(moving, x), x, before[name]) for name, x in moved.items()}
+        self.w = {name: torch.where(over(moving, x), x, before[name]) for name, x in moved.items()}
         for order in ("first", "second"):
             for x in self.moments[f"{order}_w"].values():
-                x.mul_(_over(moving, x))
+                x.mul_(over(moving, x))
 
     @property
     def shortest(self) -> float:
@@ -224,7 +234,7 @@ class Agents:
             y = segments.reward + self.gamma * (1 - segments.terminal) * worth
             if self.quirks:
                 y = y + segments.terminal
-        u = _leaves(self.u)
+        u = leaves(self.u)
         missed = (self.values(u, s, segments.action) - y[..., None]).square().sum(-1) * segments.mask
         loss = (missed.sum((1, 2)) / segments.mask.sum((1, 2))).sum()
         slope = torch.autograd.grad(loss, list(u.values()))
@@ -238,7 +248,7 @@ class Agents:
             first, second = (self.moments[f"{order}_{which}"][name] for order in ("first", "second"))
             first.lerp_(g, 1 - _BETAS[0])
             second.lerp_(g.square(), 1 - _BETAS[1])
-            mean, square = (x / _over(1 - b**count, x) for x, b in zip((first, second), _BETAS, strict=True))
+            mean, square = (x / over(1 - b**count, x) for x, b in zip((first, second), _BETAS, strict=True))
             moved[name] = weights[name] - rate * mean / (square.sqrt() + _EPSILON)
         return moved
 
@@ -288,12 +298,13 @@ class Agents:
                     alive[rows] = 0
                     continue
                 action = b[rows, :, : world.action_size].flatten(0, 1)
-                reward[rows] = world.step(action).view(len(rows), E)
-                over = world.terminal | (self.quirks and t == world.length - 1)
-                terminal[rows] = over.view(len(rows), E).float()
-            before, s = s, self._seen(running, E)
-            steps.append((before, b, reward * alive, terminal * alive, alive, density))
+                reward[rows] = world.step(action).view(len(rows), E).to(reward)
+                ended = world.terminal | (self.quirks and t == world.length - 1)
+                terminal[rows] = ended.view(len(rows), E).to(terminal)
+            steps.append((s, b, torch.where(alive > 0, reward, 0.0), terminal * alive, alive, density))
             alive = alive * (1 - terminal)
+            s = self._seen(running, E)
+            s = torch.where(alive[..., None] > 0, s, s.nan_to_num(0.0, 0.0, 0.0))  # whatever comes after an end
         observation, *others = (torch.stack(parts, 2) for parts in zip(*steps, strict=True))
         return Segments(torch.cat([observation, s[:, :, None]], 2), *others)
 
@@ -302,7 +313,7 @@ class Agents:
         seen = torch.zeros(len(self), E, self.observation_size, device=self.seed.device)
         for rows, world in running:
             x = world.observe()
-            seen[rows, :, : x.shape[1]] = x.view(len(rows), E, -1)
+            seen[rows, :, : x.shape[1]] = x.view(len(rows), E, -1).to(seen)
         return seen
 
     def scores(self, episodes: int = 16) -> Tensor:
@@ -313,14 +324,19 @@ class Agents:
     def unsound(self) -> Tensor:
         r"""Agents that diverged, ``[N]`` bool: with weights that are not finite, or critics that say the impossible.
 
-        That is :math:`|Q|` on average above twice :math:`\max |r| / (1 - \gamma)` over the rewards of the replay.
+        That is :math:`|Q|` on average above twice :math:`\max(1, |r|) / (1 - \gamma)` over the rewards of the replay:
+        where these are 0 so far, critics may say what they were born with.
         """
         s = self.draw(4).observation
         with torch.no_grad():
             value = self.values(self.u, s, self.policy(self.w, s)).abs().flatten(1).mean(1)
-        largest = self.replay.episodes.reward.abs().flatten(1).amax(1)
+        largest = self.replay.episodes.reward.abs().flatten(1).amax(1).clamp(min=1)
+        return ~(self.finite() & (value <= 2 * largest / (1 - self.gamma)))
+
+    def finite(self) -> Tensor:
+        """Agents whose weights are finite, ``[N]`` bool."""
         sums = torch.stack([x.flatten(1).sum(1) for net in (self.w, self.u) for x in net.values()]).sum(0)
-        return ~(sums.isfinite() & (value <= 2 * largest / (1 - self.gamma)))
+        return sums.isfinite()
 
     def statistics(self) -> dict[str, Tensor]:
         """Numbers about the population for its log: how many agents are unsound."""
@@ -360,38 +376,22 @@ class Agents:
         self.time = int(mine["time"][places[0]])
 
 
-class OriginalAgents(Agents):
-    """`Agents` as MetaGenRL was released, with what its equations do not say.
-
-    A time limit is stored as a terminal state; critics and advantages take a terminal state for a further reward of 1;
-    rewards keep their scale, and the joint gradient of a policy is clipped to length 1.
-    """
-
-    quirks = True
-
-
-def _check(gamma: float, exploration: float, every: int, segments: tuple[int, int], random: int) -> None:
+def _check(
+    gamma: float, learning_rates: Sequence[float], exploration: float, every: int, segments: Sequence[int], random: int
+) -> None:
     if not 0 <= gamma < 1:
         raise ValueError(f"`gamma` is a discount, expected 0 or more and below 1, got {gamma}.")
-    if exploration < 0:
-        raise ValueError(f"`exploration` is a standard deviation, expected 0 or more, got {exploration}.")
-    if every < 1 or min(segments) < 1 or random < 0:
+    if len(learning_rates) != 2 or not all(0 <= rate < math.inf for rate in learning_rates):
         raise ValueError(
-            "`every` and both numbers of `segments` must be at least 1 and `random` at least 0, "
-            f"got {every}, {tuple(segments)} and {random}."
+            "`learning_rates` are two, of the policies and of the critics, expected 0 or more, got "
+            f"{tuple(learning_rates)}."
         )
-
-
-def unit(slope: Weights, shortest: float = 0.0) -> Weights:
-    """Bring the gradients of every agent to length 1, but for those that are shorter than `shortest`."""
-    length = torch.stack([g.square().flatten(1).sum(1) for g in slope.values()]).sum(0).sqrt() + _TINY
-    return {name: g / _over(length.clamp(min=shortest), g) for name, g in slope.items()}
-
-
-def _leaves(weights: Weights) -> Weights:
-    return {name: x.detach().requires_grad_() for name, x in weights.items()}
-
-
-def _over(number: Tensor, x: Tensor) -> Tensor:
-    """A number of every agent ``[N]``, or one for all, in a form that goes with its weights ``[N, ...]``."""
-    return number.view(-1, *[1] * (x.dim() - 1))
+    if not 0 <= exploration < math.inf:
+        raise ValueError(f"`exploration` is a standard deviation, expected 0 or more, got {exploration}.")
+    if len(segments) != 2:
+        raise ValueError(f"`segments` are two numbers, how many and of how many steps, got {tuple(segments)}.")
+    check_whole(0, every=every, segments=segments[0], steps=segments[1], random=random)
+    if every < 1 or min(segments) < 1:
+        raise ValueError(
+            f"`every` and both numbers of `segments` must be at least 1, got {every} and {tuple(segments)}."
+        )

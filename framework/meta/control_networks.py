@@ -8,6 +8,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from algornn.memory.associations import check_sizes
+
+Weights = dict[str, Tensor]
+_TINY = 1e-12
+
 
 class Policy(nn.Sequential):
     r"""A deterministic policy :math:`\mu_w(s)` in [-1, 1]: hidden layers of ReLU and LayerNorm, then tanh.
@@ -22,6 +27,10 @@ class Policy(nn.Sequential):
     def __init__(
         self, observation_size: int, action_size: int, hidden_sizes: Sequence[int], predictions: int = 0
     ) -> None:
+        if not hidden_sizes:
+            raise ValueError("`hidden_sizes` needs a hidden layer, such as [64, 64], got none.")
+        for size in hidden_sizes:
+            check_sizes(hidden_sizes=size)
         last = nn.Linear(hidden_sizes[-1], action_size + predictions)
         super().__init__(*_layers(observation_size, *hidden_sizes), last)
         self.action_size = action_size
@@ -53,7 +62,7 @@ class TwinCritics(nn.Module):
         return torch.cat([self.first(x), self.second(x)], -1)
 
 
-def fresh_weights(net: nn.Module, seed: Tensor) -> dict[str, Tensor]:
+def fresh_weights(net: nn.Module, seed: Tensor) -> Weights:
     """New weights ``[N, ...]`` of a network from the seeds ``[N]`` of agents, torch's initialisation."""
     born = []
     with torch.random.fork_rng(devices=[]):
@@ -64,6 +73,22 @@ def fresh_weights(net: nn.Module, seed: Tensor) -> dict[str, Tensor]:
                     part.reset_parameters()
             born.append({name: p.detach().clone() for name, p in net.named_parameters()})
     return {name: torch.stack([one[name] for one in born]).to(seed.device) for name in born[0]}
+
+
+def unit(slope: Weights, shortest: float = 0.0) -> Weights:
+    """Bring the gradients of every agent to length 1, but for those that are shorter than `shortest`."""
+    length = torch.stack([g.square().flatten(1).sum(1) for g in slope.values()]).sum(0).sqrt() + _TINY
+    return {name: g / over(length.clamp(min=shortest), g) for name, g in slope.items()}
+
+
+def leaves(weights: Weights) -> Weights:
+    """The same weights, to take gradients in."""
+    return {name: x.detach().requires_grad_() for name, x in weights.items()}
+
+
+def over(number: Tensor, x: Tensor) -> Tensor:
+    """A number of every agent ``[N]``, or one for all, in a form that goes with its weights ``[N, ...]``."""
+    return number.view(-1, *[1] * (x.dim() - 1))
 
 
 def _layers(*sizes: int) -> list[nn.Module]:

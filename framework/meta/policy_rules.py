@@ -8,7 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from algornn.meta.agents import Agents, Weights, unit
+from algornn.meta.agents import Agents
+from algornn.meta.control_networks import Weights, unit
 from algornn.meta.learned_objective import standardised
 from algornn.meta.predicting_agents import PredictingAgents
 from algornn.meta.replay import Segments

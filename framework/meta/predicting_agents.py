@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from algornn.meta.agents import Agents, Weights
+from algornn.meta.agents import Agents
+from algornn.meta.control_networks import Weights
 from algornn.meta.world import ContinuousWorld
 
 

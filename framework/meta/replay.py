@@ -75,6 +75,7 @@ class Replay:
     def forget(self, which: Tensor) -> None:
         """Empty the buffers of some agents, ``[N]`` bool."""
         self.count[which] = 0
+        self.episodes.reward[which] = 0  # which is looked at over the whole buffer
 
     def draw(self, number: Tensor, T: int, newest: int | None = None, owner: Tensor | None = None) -> Segments:
         """Draw B segments of T steps: an episode, then where in it the segment begins, both uniformly.

@@ -6,9 +6,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from algornn.meta import Agents, CartPoleSwingUp, GraphWorld, OriginalAgents, Pendulum, PointMass, Reacher
-from algornn.meta.agents import unit
-from algornn.meta.control_networks import Policy, TwinCritics
+from algornn.meta import (
+    Agents,
+    CartPoleSwingUp,
+    ContinuousWorld,
+    GraphWorld,
+    OriginalAgents,
+    Pendulum,
+    PointMass,
+    Reacher,
+    SharingAgents,
+)
+from algornn.meta.control_networks import Policy, TwinCritics, unit
 from algornn.meta.policy_rules import critics_own
 
 SMALL = {"hidden_sizes": (8,), "segments": (4, 5), "every": 2, "random": 1}
@@ -148,13 +157,101 @@ def test_the_original_s_quirks():
         ({"gamma": 1.0}, "`gamma` is a discount"),
         ({"exploration": -0.1}, "`exploration` is a standard deviation"),
         ({"every": 0}, "`every` and both numbers of `segments` must be at least 1"),
-        ({"segments": (4, 0)}, r"got 2, \(4, 0\) and 1"),
+        ({"segments": (4, 0)}, r"got 2 and \(4, 0\)"),
+        ({"segments": (4,)}, "`segments` are two numbers"),
+        ({"random": -1}, "`random` must be at least 0"),
+        ({"random": 1.5}, "`random` must be a whole number"),
+        ({"exploration": float("nan")}, "`exploration` is a standard deviation"),
+        ({"learning_rates": (1e-3,)}, "`learning_rates` are two, of the policies and of the critics"),
+        ({"learning_rates": (-1e-3, 1e-3)}, r"expected 0 or more, got \(-0.001, 0.001\)"),
+        ({"polyak": 1.5}, "`polyak` must be a share"),
+        ({"hidden_sizes": ()}, "`hidden_sizes` needs a hidden layer"),
+        ({"hidden_sizes": (8, 0)}, "`hidden_sizes` must be at least 1, got 0"),
         ({"segments": (4, 13)}, "have 13 steps, the longest episode has only 12"),
     ],
 )
 def test_bad_arguments_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         Agents(WORLDS, torch.arange(4), **SMALL | settings)
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_every_agent_needs_a_world_and_a_seed(number):
+    with pytest.raises(ValueError, match=f"a world and a seed each, got {number} worlds and 2 seeds"):
+        Agents(WORLDS[:number], torch.arange(2), **SMALL)
+
+
+class Odd(ContinuousWorld):
+    """It pays `pay`, ends after `end` steps, and from then on pays and shows `after`."""
+
+    action_size = 1
+
+    def __init__(self, batch, length=10, end=99, pay=1.0, after=float("nan")):
+        self.seed, self.length, self.end, self.pay, self.after = batch.seed, length, end, pay, after
+        self.terminal = torch.zeros_like(self.seed, dtype=torch.bool)
+
+    def observe(self):
+        return torch.full((len(self.seed), 2), 0.1 if self.time < self.end else self.after)
+
+    def step(self, action):
+        self.time += 1
+        self.terminal = torch.full_like(self.terminal, self.time == self.end)
+        paid = action[:, 0] if self.pay is None else torch.tensor(self.pay).expand(len(self.seed))
+        return paid if self.time <= self.end else torch.full_like(action[:, 0], self.after)
+
+
+@pytest.mark.parametrize("pay", [0, 1, 0.1, 100.0])
+def test_rewards_that_do_not_vary_keep_their_unit(pay):
+    agents, _ = trained([partial(Odd, pay=pay)], [1])
+    assert agents.scale.tolist() == [1]
+    assert agents.replay.episodes.reward.max() == torch.tensor(float(pay))
+
+
+def test_the_unit_of_rewards_is_that_of_the_steps_before_an_end_and_one_step_has_none():
+    agents, _ = trained([partial(Odd, pay=None, end=6), partial(Odd, pay=None, end=1)], [1, 2], updates=1)
+    replayed = agents.replay.episodes.reward[:, 0] * agents.scale[:, None]
+    torch.testing.assert_close(agents.scale, torch.tensor([float(replayed[0, :6].std()), 1.0]))
+
+
+def test_what_a_world_pays_and_shows_after_an_end_does_not_count():
+    agents, returns = trained([partial(Odd, pay=None, end=6)], [1])
+    assert agents.finite().all()
+    assert returns[4].isfinite().all()
+    assert agents.draw(0).observation.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [Agents, OriginalAgents])
+def test_where_no_reward_was_found_yet_nobody_is_unsound(kind):
+    agents = kind([partial(Odd, pay=0)], torch.tensor([1]), **SMALL)
+    for _ in range(4):
+        agents.update((partial(critics_own, agents), 1.0))
+    assert not agents.unsound().any()
+
+
+def test_agents_that_share_have_time_to_find_a_reward():
+    agents = SharingAgents([partial(Odd, pay=0)] * 2, torch.tensor([1, 2]), **SMALL)
+    for _ in range(12):
+        agents.update((partial(critics_own, agents), 1.0))
+    assert agents.replaced.tolist() == [0, 0]
+
+
+def test_diverged_agents_begin_anew_with_those_that_expired():
+    agents, _ = trained(WORLDS[:2], [1, 2], updates=4)
+    agents.u = {name: torch.where(torch.tensor([1, 0]).bool().view(-1, *[1] * (x.dim() - 1)), torch.nan, x)
+                for name, x in agents.u.items()}  # fmt: skip
+    assert agents.finite().tolist() == [False, True]
+    agents.update((partial(critics_own, agents), 1.0), expired=torch.zeros(2, dtype=torch.bool))
+    assert agents.finite().all()
+    assert agents.age.tolist() == [1, 5]
+
+
+def test_doubles_by_default_make_agents_of_doubles():
+    torch.set_default_dtype(torch.float64)
+    try:
+        agents, returns = trained(WORLDS, [1, 2, 3, 4])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert returns[4].dtype == agents.w["0.weight"].dtype == agents.draw(0).reward.dtype == torch.float64
 
 
 def test_worlds_with_discrete_actions_are_refused():

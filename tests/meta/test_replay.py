@@ -53,6 +53,17 @@ def test_the_oldest_episodes_go_first_and_a_forgotten_agent_begins_anew():
     assert found[1].unique().tolist() == [2, 3, 7]
 
 
+def test_nothing_is_left_of_forgotten_rewards_that_a_checkpoint_would_not_hold():
+    replay = Replay(torch.ones(1, 1), 4, 3, 2)
+    episode = Segments(*(torch.ones(1, 3, *shape) for shape in ((4, 2), (3, 1), (3,), (3,), (3,), (3,))))
+    replay.add(episode)
+    replay.forget(torch.tensor([True]))
+    replay.add(episode._replace(**{name: x[:, :1] for name, x in episode._asdict().items() if x is not None}))
+    taken = Replay(torch.ones(1, 1), 4, 3, 2)
+    taken.load_rows(replay.state_dict(), torch.tensor([0]), torch.tensor([0]))
+    assert torch.equal(taken.episodes.reward, replay.episodes.reward)
+
+
 def test_short_episodes_are_padded():
     replay = Replay(torch.tensor([[1.0, 1.0], [1.0, 0.0]]), capacity=2, length=6, observation_size=4)
     replay.add(episodes(N=2, lasting=2))
