@@ -158,10 +158,14 @@ class ControlTasks(SplitDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """All agents in every batch, in the same order; process r has agents r, r + W, ... of W processes."""
         rank, world = self._place()
+        if self.agents % world:
+            raise ValueError(
+                f"{self.agents} agents cannot be shared out evenly to {world} processes: choose a multiple as `agents`."
+            )
         if self.batch_size * world != self.agents:
             raise ValueError(
                 f"Every training batch has all agents: with {self.agents} agents and {world} processes set batch_size "
-                f"to {self.agents / world:g}, not {self.batch_size}."
+                f"to {self.agents // world}, not {self.batch_size}."
             )
         dataset = self.dataset("train")
         return ResumableLoader(dataset, InTurn((), len(dataset), self.batch_size, rank, world), self.collate)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from algornn.learners.checks import check_whole
 from algornn.meta.world import ContinuousWorld
 
 _FIRST = 1  # stream of chance of the first number of a first state; the others follow
@@ -29,6 +30,7 @@ class ControlWorld(ContinuousWorld):
     observation_size: ClassVar[int]
 
     def __init__(self, batch: Any, length: int = 100) -> None:
+        check_whole(1, length=length)
         self.seed, self.length = batch.seed, length
         self.terminal = torch.zeros_like(self.seed, dtype=torch.bool)
         self.state = self._first()

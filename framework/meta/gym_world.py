@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from algornn.learners.checks import check_whole
 from algornn.meta.world import ContinuousWorld
 
 
@@ -31,6 +32,7 @@ class GymWorld(ContinuousWorld):
     _idle: ClassVar[dict[str, list[Any]]] = {}
 
     def __init__(self, batch: Any, name: str, length: int = 1000) -> None:
+        check_whole(1, length=length)
         self.seed, self.length = batch.seed, length
         idle = self._idle.setdefault(name, [])
         self._environments = [idle.pop() if idle else _made(name) for _ in range(len(self.seed))]
@@ -84,4 +86,7 @@ def _made(name: str) -> Any:
     space = environment.action_space
     if not isinstance(space, gymnasium.spaces.Box) or not space.is_bounded():
         raise ValueError(f"GymWorld needs continuous actions with bounds, those of {name!r} are {space}.")
+    seen = environment.observation_space
+    if not isinstance(seen, gymnasium.spaces.Box):
+        raise ValueError(f"GymWorld needs observations that are one array of numbers, those of {name!r} are {seen}.")
     return environment

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from algornn.learners.checks import check_shares, check_whole
 from algornn.learners.learner import Learner
 from algornn.meta.actor_critic import EpisodeReturns
 from algornn.meta.agents import Agents, Rule
@@ -77,10 +78,13 @@ class MetaGenRL(Learner):
         step: LearnedStep | None = None,
     ) -> None:
         super().__init__(model, optimizer)
-        if lifetime < 1:
-            raise ValueError(f"`lifetime` is a number of updates, expected at least 1, got {lifetime}.")
+        check_whole(1, lifetime=lifetime)
+        check_whole(0, warmup=warmup)
+        check_shares(anchors=anchors)
         if score not in _SCORES:
             raise ValueError(f"`score` must be one of {', '.join(map(repr, _SCORES))}, got {score!r}.")
+        if isinstance(rivals, str):
+            raise TypeError(f"`rivals` is a list of rules, got {rivals!r}: write [{rivals}].")
         if unknown := [name for name in rivals if name not in RULES]:
             raise ValueError(f"`rivals` must be among {', '.join(map(repr, RULES))}, got {unknown[0]!r}.")
         if step is not None and score != "improvement":
@@ -113,15 +117,26 @@ class MetaGenRL(Learner):
         for p, gradient in zip(self.parameters(), gradients, strict=True):
             p.grad = self.trainer.strategy.reduce(gradient.detach(), reduce_op="mean")
         length = torch.nn.utils.clip_grad_norm_(self.parameters(), _CLIP)
-        if length.isfinite():
-            optimizer.step()
+        if not length.isfinite():
+            optimizer.zero_grad(
+                set_to_none=True
+            )  # weights and moments stay, and the step counts: a run comes to its end
+        optimizer.step()
         self.log(f"train/{self.score}", scores.detach().mean(), prog_bar=True, sync_dist=True)
         if returns is not None:
-            for name, mine in self._by_world(batch).items():
-                self.log(f"train/return/{name}", returns[mine].mean())
-            for name, number in agents.statistics().items():
-                self.log(f"train/agents/{name}", number.float())
+            self._log_agents(batch, returns, agents)
         return -scores.detach().mean()
+
+    def _log_agents(self, batch: Any, returns: Tensor, agents: Agents) -> None:
+        """Log mean returns by world and numbers about the population, over the agents of all processes."""
+        everywhere = partial(self.trainer.strategy.reduce, reduce_op="sum")
+        for name in self.worlds:
+            mine = returns[[row for row, other in enumerate(batch.world) if other == name]]
+            total, number = everywhere(torch.stack([mine.sum(), mine.new_tensor(len(mine))]))
+            if number:
+                self.log(f"train/return/{name}", total / number)
+        for name, count in agents.statistics().items():
+            self.log(f"train/agents/{name}", everywhere(count.float()))
 
     def _living(self, batch: Any) -> Agents:
         """The agents of this process: born from the first batch, or taken over from a checkpoint."""
@@ -129,6 +144,7 @@ class MetaGenRL(Learner):
             self.population = self._born(batch, self.step)
             self.ids = batch.id.clone()
             place = {agent: row for row, agent in enumerate(self.ids.tolist())}
+            self._check_saved(self.population)
             for ids, state in self._saved:
                 held = [(row, place[agent]) for row, agent in enumerate(ids.tolist()) if agent in place]
                 if held:
@@ -140,6 +156,23 @@ class MetaGenRL(Learner):
                 f"the number of agents, got {batch.id.tolist()} after {self.ids.tolist()}. Set data.batch_size."
             )
         return self.population
+
+    def _check_saved(self, agents: Agents) -> None:
+        """Raise a ValueError where the agents of a checkpoint are others than those of the data and the arguments."""
+        known, number = sum(len(ids) for ids, _ in self._saved), len(agents) * self.trainer.world_size
+        if self._saved and known != number:
+            raise ValueError(
+                f"The checkpoint has {known} agents, the data have {number}: resume with as many, or start anew."
+            )
+        mine = agents.state_dict()
+        for key in sorted(mine.keys() | (self._saved[0][1] if self._saved else mine).keys()):
+            first = 2 if key.startswith("replay.") else 1  # a replay is stored without the room that is still empty
+            sizes = [part[key].shape[first:] if key in part else None for part in (mine, *(s for _, s in self._saved))]
+            if len(set(sizes)) > 1:
+                raise ValueError(
+                    f"The checkpoint has agents of another kind or size, whose {key} differs: resume with the worlds "
+                    "and the `agents` that it was trained with, or start anew."
+                )
 
     def _born(self, batch: Any, step: LearnedStep | None = None) -> Agents:
         """Fresh agents for the worlds and seeds of a batch, with a learned optimiser or Adam."""
@@ -183,13 +216,6 @@ class MetaGenRL(Learner):
         length = torch.stack([g.flatten(1).square().sum(1) for g in each]).sum(0).sqrt()
         kept = (_CLIP / (length + 1e-6)).clamp(max=1)
         return [(g * kept.view(-1, *[1] * (g.dim() - 1))).mean(0) for g in each]
-
-    @staticmethod
-    def _by_world(batch: Any) -> dict[str, list[int]]:
-        rows: dict[str, list[int]] = {}
-        for row, name in enumerate(batch.world):
-            rows.setdefault(name, []).append(row)
-        return rows
 
     # Scores: fresh agents, the objective frozen.
 

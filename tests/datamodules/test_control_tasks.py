@@ -45,6 +45,13 @@ def test_every_batch_has_the_same_agents_and_resumes():
     assert len(loader) == 1000
 
 
+def test_agents_that_the_processes_cannot_share_out_are_refused(monkeypatch):
+    data = ControlTasks(agents=12)
+    monkeypatch.setattr(data, "_place", lambda: (0, 5))
+    with pytest.raises(ValueError, match="12 agents cannot be shared out evenly to 5 processes"):
+        data.train_dataloader()
+
+
 def test_batches_that_do_not_share_out_the_agents_are_refused():
     with pytest.raises(ValueError, match="with 12 agents and 1 processes set batch_size to 12, not 5"):
         ControlTasks(batch_size=5).train_dataloader()

@@ -106,6 +106,15 @@ def test_discrete_actions_are_refused():
         made("CartPole-v1")
 
 
+def test_observations_of_several_parts_are_refused():
+    class Parts(Ending):
+        observation_space = gymnasium.spaces.Dict({"place": gymnasium.spaces.Box(-1, 1, (2,))})
+
+    gymnasium.register("Parts-v0", lambda: Parts())
+    with pytest.raises(ValueError, match=r"observations that are one array of numbers, those of 'Parts-v0' are Dict"):
+        made("Parts-v0")
+
+
 def test_unknown_environments_are_refused():
     with pytest.raises(ValueError, match="gymnasium has no world 'Moon-v0'"):
         made("Moon-v0")

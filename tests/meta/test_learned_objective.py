@@ -233,5 +233,13 @@ def test_reversed_actuators_are_another_world_in_which_the_critic_is_the_same():
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="`units` must be even"):
         LearnedObjective(units=31)
+    with pytest.raises(ValueError, match="`features` must be at least 1, got 0"):
+        LearnedObjective(features=0)
+    with pytest.raises(TypeError, match="`units` must be a whole number"):
+        LearnedObjective(units=4.0)
+    with pytest.raises(ValueError, match="`predictions` must be at least 0"):
+        LearnedObjective(predictions=-1)
+    with pytest.raises(ValueError, match="`predictions` is a number of classes, expected at least 2, or 0 for none"):
+        LearnedObjective(predictions=1)
     with pytest.raises(ValueError, match="expected at least 2, got 1"):
         improvement(objective(), Alone(), (segments(),))

@@ -9,7 +9,7 @@ import torch
 
 from algornn import MetaGenRL, cli
 from algornn.datamodules import ControlTasks
-from algornn.meta import Agents, LearnedObjective, LearnedStep, Pendulum, PointMass, Reacher
+from algornn.meta import Agents, LearnedObjective, LearnedStep, Pendulum, PointMass, Reacher, SharingAgents
 from algornn.meta.policy_rules import critics_own
 
 WORLDS = {
@@ -28,12 +28,12 @@ def learner(**settings):
     return MetaGenRL(model, WORLDS, SMALL, adam, **{"lifetime": 6, "warmup": 3} | settings)
 
 
-def trained(model, path, steps, world=1, resume=None):
-    data = ControlTasks(batch_size=6 // world, agents=6, test_agents=2)
+def trained(model, path, steps, world=1, resume=None, number=6, precision=None):
+    data = ControlTasks(batch_size=number // world, agents=number, test_agents=2)
     trainer = L.Trainer(
         max_steps=steps, accelerator="cpu", devices=world, strategy="ddp_spawn" if world > 1 else "auto", logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=path,
-        use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=0,
+        use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=0, precision=precision,
     )  # fmt: skip
     trainer.fit(model, data, ckpt_path=resume, weights_only=False if resume else None)
     return trainer
@@ -131,14 +131,73 @@ def test_other_agents_in_a_batch_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lifetime": 0}, "`lifetime` is a number of updates"),
+        ({"lifetime": 0}, "`lifetime` must be at least 1, got 0"),
+        ({"lifetime": 2.5}, "`lifetime` must be a whole number"),
+        ({"warmup": -1}, "`warmup` must be at least 0"),
+        ({"anchors": 1.5}, "`anchors` must be a share"),
+        ({"rivals": "critic"}, r"`rivals` is a list of rules, got 'critic': write \[critic\]"),
         ({"score": "luck"}, "'agreement', 'action_agreement', 'improvement', got 'luck'"),
         ({"rivals": ("ppo2",)}, "among 'reinforce', 'reinforce_corrected', .*, got 'ppo2'"),
     ],
 )
 def test_bad_arguments_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         learner(**settings)
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"number": 9}, "The checkpoint has 6 agents, the data have 9"),
+        ({"hidden_sizes": (16,)}, "agents of another kind or size, whose .* differs"),
+        ({"kind": SharingAgents}, "agents of another kind or size, whose episodes differs"),
+    ],
+)
+def test_a_checkpoint_of_other_agents_is_refused(others, message, tmp_path):
+    model = learner()
+    trained(model, tmp_path, 3).save_checkpoint(tmp_path / "three.ckpt")
+    other = learner()
+    settings = SMALL.keywords | {name: x for name, x in others.items() if name == "hidden_sizes"}
+    other.agents = partial(others.get("kind", Agents), **settings)
+    with pytest.raises(ValueError, match=message):
+        trained(other, tmp_path, 5, resume=tmp_path / "three.ckpt", number=others.get("number", 6))
+
+
+def test_a_diverged_agent_stops_neither_the_objective_nor_the_count_of_steps(tmp_path):
+    model = learner(lifetime=1000)
+    trained(model, tmp_path, 3)
+    for x in model.population.target_u.values():
+        x[0] = torch.nan
+    before = weights(model)
+    trainer = trained(model, tmp_path, 8)
+    assert trainer.global_step == 8
+    assert model.population.time == 3 + 8  # no step was taken twice
+    assert model.population.finite().all()
+    assert not torch.equal(weights(model), before)
+
+
+def test_doubles_train_and_are_scored(tmp_path):
+    model = learner()
+    trainer = trained(model, tmp_path, 2, precision="64-true")
+    assert weights(model).dtype == torch.float64
+    assert weights(model).isfinite().all()
+    trainer.test(model, ControlTasks(batch_size=2, test_agents=2), verbose=False)
+    assert model.results["test"]["examples"] == 2
+
+
+def test_logs_are_of_the_agents_of_all_processes(tmp_path, monkeypatch):
+    model = learner()
+    trained(model, tmp_path, 1)
+    logged = {}
+    monkeypatch.setattr(model, "log", lambda name, value, **_: logged.update({name: float(value)}))
+    other = torch.tensor([30.0, 3.0])  # what the other process has of every world: a sum, and of how many agents
+    reduced = lambda x, reduce_op: x + (other if x.dim() else 1)  # noqa: E731
+    monkeypatch.setattr(model.trainer.strategy, "reduce", reduced)
+    batch = next(iter(ControlTasks(agents=6, batch_size=6).train_dataloader()))
+    model._log_agents(batch._replace(world=("reacher",) * 6), torch.arange(6.0), model.population)
+    assert logged["train/return/reacher"] == pytest.approx(45 / 9)
+    assert logged["train/return/point_mass"] == 10  # of a world that this process has not
+    assert logged["train/agents/unsound"] == 1
 
 
 def test_rivals_live_the_same_lives_and_the_objective_stays_as_it_is():
