@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -49,7 +50,7 @@ class ActorCritic(Learner):
         entropy_weight: :math:`c_H`.
 
     Raises:
-        ValueError: a discount out of its range, or an agent with a layer that cannot go step by step.
+        ValueError: a discount or a weight out of its range, or an agent with a layer that cannot go step by step.
 
     Source: Schlag, Munkhdalai and Schmidhuber (2021), section 4.2 and the released code; Wang et al. (2016), "Learning
     to Reinforcement Learn"; Duan et al. (2016), "RL²".
@@ -70,16 +71,19 @@ class ActorCritic(Learner):
         super().__init__(model, optimizer)
         if not 0 <= gamma <= 1:
             raise ValueError(f"`gamma` is a discount, expected 0 to 1, got {gamma}.")
+        for name, weight in {"value_weight": value_weight, "entropy_weight": entropy_weight}.items():
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"`{name}` must be a number of at least 0, got {weight}.")
         self.world, self.gamma = world, gamma
         self.value_weight, self.entropy_weight = value_weight, entropy_weight
 
     @torch.no_grad()
     def act(self, call: Callable[..., Any], batch: Any) -> Episodes:
         """Let the agent that `call` stands for act in the worlds of a batch."""
-        world, state = self.world(batch), None
+        world, state, dtype = self.world(batch), None, next(self.parameters()).dtype
         steps: list[tuple[Tensor, Tensor, Tensor]] = []
         for _ in range(world.length):
-            x = world.observe()
+            x = world.observe().to(dtype)
             logits, _, state = call(x[:, None], state)
             # By the inverse of the distribution function: one number per episode, the same on every device.
             below = logits[:, 0].double().softmax(-1).cumsum(-1) <= world.chance(0)[:, None]
@@ -145,11 +149,12 @@ class EpisodeReturns(Metric):
 
     def update(self, ids: Tensor, found: Tensor, loss: Tensor, group: Tensor) -> None:
         """Store ids, returns, losses and groups of some episodes, all ``[B]``."""
-        self.found[ids], self.loss[ids], self.group[ids] = found, loss.detach(), group
+        self.found[ids], self.loss[ids] = found.detach().to(self.found), loss.detach().to(self.loss)
+        self.group[ids] = group
 
     def compute(self) -> dict[str, Tensor]:
         """Return ``return``, its standard error, ``loss`` and ``examples``, all but the loss also by group."""
-        seen = self.found > -torch.inf
+        seen = self.group >= 0  # a return that is not finite counts too
         scores = {"loss": self.loss[seen].mean()} | self._of(seen)
         for index, name in enumerate(self.groups if len(self.groups) > 1 else ()):
             rows = seen & (self.group == index)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from algornn.learners.checks import check_whole
 from algornn.meta.world import World, other_than, pick
 
 _ACTIONS, _GOAL, _PLACE = 0, 1, 2  # streams of chance
@@ -45,6 +46,8 @@ class GraphWorld(World):
         penalty: float = 0.05,
         show_reward: bool = False,
     ) -> None:
+        check_whole(1, length=length)
+        check_whole(0, patience=patience)
         self.edges, self.seed, self.length, self.patience = batch.edges, batch.seed, length, patience
         self.reward, self.penalty, self.show_reward = reward, penalty, show_reward
         self.nodes, self.actions = self.edges.shape[1:]

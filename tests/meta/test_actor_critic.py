@@ -1,9 +1,11 @@
 """ActorCritic: the loss against its equation, what it learns, processes, and its place in the command line."""
 
 import json
+import math
 import re
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -12,6 +14,7 @@ from torch import nn
 
 from algornn import LSTM, ActorCritic, FastWeightMemory, GraphWorld, MemoryAugmentedLSTM, RecurrentAgent, cli
 from algornn.datamodules import GraphNavigation
+from algornn.meta import BanditWorld, Pendulum
 from algornn.meta.actor_critic import EpisodeReturns, discounted
 
 
@@ -116,6 +119,20 @@ def test_a_repeated_episode_counts_once_and_groups_stand_apart():
     }  # fmt: skip
 
 
+def test_a_return_that_is_not_a_number_is_not_left_out():
+    scores = EpisodeReturns(3, ("a",))
+    scores.update(torch.tensor([0, 2]), torch.tensor([1.0, torch.nan]), torch.zeros(2), torch.zeros(2).long())
+    found = scores.compute()
+    assert found["examples"] == 2
+    assert found["return"].isnan()
+
+
+def test_doubles_are_scored():
+    scores = EpisodeReturns(2)
+    scores.update(torch.arange(2), torch.tensor([1.0, 2.0]).double(), torch.zeros(2).double(), torch.zeros(2).long())
+    assert scores.compute()["return"] == 1.5
+
+
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match=r"`gamma` is a discount, expected 0 to 1, got 1\.5"):
         ActorCritic(agent(), GraphWorld, gamma=1.5)
@@ -157,3 +174,23 @@ def test_a_recipe_trains_tests_and_reports_returns(tmp_path, capsys):
     page = (run / "report" / "report.html").read_text()
     assert "Mean return of the validation episodes in unseen worlds" in page
     assert "return," in (run / "report" / "report.csv").read_text()
+
+
+def test_an_agent_of_doubles_sees_doubles():
+    learner = ActorCritic(RecurrentAgent(7, 3, lambda width: LSTM(width, 4)).double(), partial(BanditWorld, length=2))
+    batch = SimpleNamespace(probability=torch.rand(5, 3), seed=torch.arange(5))
+    assert learner.act(learner, batch).observation.dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", ["value_weight", "entropy_weight"])
+@pytest.mark.parametrize("weight", [-1.0, math.nan])
+def test_weights_of_the_loss_that_are_no_weights_are_refused(name, weight):
+    with pytest.raises(ValueError, match=f"`{name}` must be a number of at least 0"):
+        ActorCritic(RecurrentAgent(7, 3, lambda width: LSTM(width, 4)), BanditWorld, **{name: weight})
+
+
+@pytest.mark.parametrize("world", [BanditWorld, GraphWorld, Pendulum])
+def test_episodes_without_a_step_are_refused(world):
+    batch = SimpleNamespace(probability=torch.rand(5, 3), edges=torch.zeros(5, 4, 3).long(), seed=torch.arange(5))
+    with pytest.raises(ValueError, match="`length` must be at least 1, got 0"):
+        world(batch, length=0)
