@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from algornn.learners.checks import check_whole
 from algornn.meta.in_context import InContextLearner
 from algornn.meta.vsml import VSML, Cells
 
@@ -67,11 +68,10 @@ class BackpropagationCloning(InContextLearner):
             raise TypeError(f"`model` must be a VSML, whose cells are cloned, got {type(model).__name__}.")
         if len(model.sizes) > 2 and not model.backward_pass:
             raise ValueError("`model` has hidden layers, which backpropagation reaches only with `backward_pass`.")
-        for name, number in {"cells": cells, "examples": examples}.items():
-            if number < 1 or int(number) != number:
-                raise ValueError(f"`{name}` must be a whole number of at least 1, got {number}.")
-        if cloning_steps < 0 or not 0 < rate < math.inf:
-            raise ValueError(f"`cloning_steps` must be at least 0 and `rate` above 0, got {cloning_steps} and {rate}.")
+        check_whole(1, cells=cells, examples=examples)
+        check_whole(0, cloning_steps=cloning_steps)
+        if not 0 < rate < math.inf:
+            raise ValueError(f"`rate` must be above 0, got {rate}.")
         self.cloning_steps, self.rate, self.cells, self.examples = cloning_steps, rate, cells, examples
         model.backward_out.requires_grad_(True)  # a rule for deeper networks, too
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from algornn.models.in_context import prediction_losses
+from algornn.memory.associations import check_sizes
+from algornn.models.in_context import check_streams, prediction_losses
 
 Weights = dict[str, Tensor]
 _RULES = ("sgd", "adam")
@@ -53,9 +54,11 @@ class OnlineNetwork(nn.Module):
         super().__init__()
         if rule not in _RULES:
             raise ValueError(f"`rule` must be one of {', '.join(map(repr, _RULES))}, got {rule!r}.")
-        if not learning_rate > 0:
+        for size in (input_size, output_size, *hidden_sizes):
+            check_sizes(size=size)
+        if not 0 < learning_rate < math.inf:
             raise ValueError(f"`learning_rate` must be above 0, got {learning_rate}.")
-        self.rule = rule
+        self.rule, self.input_size, self.output_size = rule, input_size, output_size
         self.log_rate = nn.Parameter(torch.tensor(math.log(learning_rate)))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -75,6 +78,9 @@ class OnlineNetwork(nn.Module):
         Returns:
             Logits ``[B, T, C]``, those of example t from inputs 1 to t and classes 1 to t - 1.
         """
+        check_streams(x, y, self.input_size)
+        if not x.shape[1]:
+            return x.new_zeros(len(x), 0, self.output_size)
         B = len(x)
         weights = {name: p.expand(B, *p.shape) for name, p in self.network.named_parameters()}
         moments: list[Weights] = [{name: torch.zeros_like(w) for name, w in weights.items()} for _ in _BETAS]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from algornn.models.in_context import as_outputs
+from algornn.models.in_context import as_outputs, check_streams
 
 _LARGEST = 100.0  # of a class's score
 
@@ -122,8 +122,7 @@ class VSML(nn.Module):
         Returns:
             Logits ``[B, T, C]``, those of example t from inputs 1 to t and classes 1 to t - 1.
         """
-        if x.dim() != 3 or x.shape[2] != self.sizes[0]:
-            raise ValueError(f"`x` must have the shape [B, T, D={self.sizes[0]}], got {list(x.shape)}.")
+        check_streams(x, y, self.sizes[0])
         if not x.shape[1]:
             return x.new_zeros(len(x), 0, self.sizes[-1])
         cells = self.first_cells(x)

@@ -54,6 +54,7 @@ class InContextNetwork(nn.Module):
         check_factory("layer", layer)
         check_factory("encoder", encoder)
         check_sizes(input_size=input_size, output_size=output_size, embedding_size=embedding_size)
+        self.input_size = input_size
         self.encoder = nn.Identity() if encoder is None else encoder(input_size)
         with torch.no_grad():  # in evaluation, where it leaves no trace
             seen = self.encoder.eval()(torch.zeros(1, 1, input_size))
@@ -86,6 +87,7 @@ class InContextNetwork(nn.Module):
         Returns:
             Logits ``[B, T, C]``, those of example t from inputs 1 to t and classes 1 to t - 1; numbers ``[B, T, 1]``.
         """
+        check_streams(x, y, self.input_size)
         x = self.encoder(x)
         told = as_outputs(y, self.output.out_features).to(x.dtype)
         if told.shape[-1] == 1:
@@ -96,6 +98,17 @@ class InContextNetwork(nn.Module):
         asked = torch.cat([x, torch.zeros_like(told)], -1)
         tokens = torch.stack([asked, torch.cat([x, told], -1)], 2).flatten(1, 2)
         return self.output(self.layer(self.embedding(tokens))[0][:, ::2])
+
+
+def check_streams(x: Tensor, y: Tensor, D: int) -> None:
+    """Raise a ValueError unless there are inputs ``[B, T, D]`` of real numbers and as many classes or numbers."""
+    if x.dim() != 3 or x.shape[2] != D or not x.is_floating_point():
+        raise ValueError(f"`x` must be real numbers of the shape [B, T, D={D}], got {x.dtype} {list(x.shape)}.")
+    if y.shape != x.shape[:2] or not (y.is_floating_point() or y.dtype == torch.long):
+        raise ValueError(
+            f"`y` must be classes (int64) or real numbers of the shape {list(x.shape[:2])}, as many as there are "
+            f"inputs, got {y.dtype} {list(y.shape)}."
+        )
 
 
 def as_outputs(y: Tensor, C: int) -> Tensor:
@@ -185,11 +198,13 @@ class GaussianPosterior(nn.Module):
 
     def __init__(self, input_size: int, output_size: int) -> None:
         super().__init__()
-        self.classes = output_size
+        check_sizes(input_size=input_size, output_size=output_size)
+        self.input_size, self.classes = input_size, output_size
         self.log_spread = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """As of `InContextNetwork`."""
+        check_streams(x, y, self.input_size)
         told = F.one_hot(y, self.classes).to(x.dtype)
         before = F.pad(told.cumsum(1)[:, :-1], (0, 0, 1, 0))[..., None]
         sums = (told[..., None] * x[:, :, None]).cumsum(1)

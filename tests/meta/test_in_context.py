@@ -280,3 +280,34 @@ def test_streams_of_the_data_fit():
     network = InContextNetwork(data.input_size, data.output_size, partial(LSTM, hidden_size=8), embedding_size=8)
     batch = next(iter(data.train_dataloader()))
     assert InContextLearner(network).predict_step(batch, 0).shape == (3, 4)
+
+
+def in_context(inputs, outputs):
+    return InContextNetwork(inputs, outputs, lambda width: LSTM(width, 4), embedding_size=4)
+
+
+@pytest.mark.parametrize("made", [in_context, VSML, OnlineNetwork, GaussianPosterior])
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        ((2, 3, 5), (2, 3), r"`x` must be real numbers of the shape \[B, T, D=4\], got torch.float32 \[2, 3, 5\]"),
+        ((3, 4), (3,), r"shape \[B, T, D=4\], got torch.float32 \[3, 4\]"),
+        ((2, 3, 4), (2, 2), r"`y` must be classes \(int64\) or real numbers of the shape \[2, 3\]"),
+        ((2, 3, 4), torch.zeros(2, 3, dtype=torch.int32), r"got torch.int32 \[2, 3\]"),
+    ],
+)
+def test_streams_of_another_shape_or_kind_are_refused(made, x, y, message):
+    y = torch.zeros(y, dtype=torch.long) if isinstance(y, tuple) else y
+    with pytest.raises(ValueError, match=message):
+        made(4, 2)(torch.zeros(x), y)
+
+
+def test_a_stream_without_examples_has_no_predictions():
+    for made in (VSML, OnlineNetwork, GaussianPosterior):
+        assert made(4, 2)(torch.zeros(3, 0, 4), torch.zeros(3, 0, dtype=torch.long)).shape == (3, 0, 2)
+
+
+@pytest.mark.parametrize("settings", [{"hidden_sizes": (0,)}, {"learning_rate": math.inf}])
+def test_online_networks_without_units_or_with_an_infinite_rate_are_refused(settings):
+    with pytest.raises(ValueError, match=r"must be at least 1, got 0|must be above 0, got inf"):
+        OnlineNetwork(4, 2, **settings)
