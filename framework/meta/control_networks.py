@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from algornn.memory.associations import check_sizes
+from algornn.learners.checks import check_whole
 
 Weights = dict[str, Tensor]
 _TINY = 1e-12
@@ -30,7 +30,7 @@ class Policy(nn.Sequential):
         if not hidden_sizes:
             raise ValueError("`hidden_sizes` needs a hidden layer, such as [64, 64], got none.")
         for size in hidden_sizes:
-            check_sizes(hidden_sizes=size)
+            check_whole(1, hidden_sizes=size)
         last = nn.Linear(hidden_sizes[-1], action_size + predictions)
         super().__init__(*_layers(observation_size, *hidden_sizes), last)
         self.action_size = action_size

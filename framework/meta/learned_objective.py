@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from algornn.learners.checks import check_whole
-from algornn.memory.associations import check_sizes
 from algornn.meta.replay import Segments
 
 _BOUND = 1e-3  # k of the soft clip tanh(k y) / k
@@ -57,7 +56,7 @@ class LearnedObjective(nn.Module):
 
     def __init__(self, units: int = 32, features: int = 8, advantages: bool = False, predictions: int = 0) -> None:
         super().__init__()
-        check_sizes(units=units, features=features)
+        check_whole(1, units=units, features=features)
         check_whole(0, predictions=predictions)
         if predictions == 1:
             raise ValueError("`predictions` is a number of classes, expected at least 2, or 0 for none, got 1.")

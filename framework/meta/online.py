@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from algornn.memory.associations import check_sizes
+from algornn.learners.checks import check_whole
 from algornn.models.in_context import check_streams, prediction_losses
 
 Weights = dict[str, Tensor]
@@ -55,7 +55,7 @@ class OnlineNetwork(nn.Module):
         if rule not in _RULES:
             raise ValueError(f"`rule` must be one of {', '.join(map(repr, _RULES))}, got {rule!r}.")
         for size in (input_size, output_size, *hidden_sizes):
-            check_sizes(size=size)
+            check_whole(1, size=size)
         if not 0 < learning_rate < math.inf:
             raise ValueError(f"`learning_rate` must be above 0, got {learning_rate}.")
         self.rule, self.input_size, self.output_size = rule, input_size, output_size
