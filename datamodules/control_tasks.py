@@ -1,7 +1,7 @@
 """Control tasks: the lives of agents in worlds, of which one is kept for agents that learn by a frozen rule."""
 
 import os
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from algornn.datamodules.split_datamodule import (
 )
 
 _TENSOR_WORLDS = ("point_mass", "reacher", "pendulum", "cart_pole")
-_SPLITS = {
+_SPLITS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     **{held: (tuple(name for name in _TENSOR_WORLDS if name != held), (held,)) for held in _TENSOR_WORLDS},
     "lunar_lander": (("half_cheetah", "hopper"), ("lunar_lander",)),
     "hopper": (("lunar_lander", "half_cheetah"), ("hopper",)),
@@ -105,7 +105,7 @@ class ControlTasks(SplitDataModule):
     them, so `batch_size` must be that.
 
     The last three splits are those of Kirsch, van Steenkiste and Schmidhuber (2020), table 1; the others are this
-    library's.
+    library's. A subclass with `tasks` and `splits` of its own has worlds of any names that the meta-learner knows.
 
     Args:
         split: One of the table.
@@ -122,9 +122,11 @@ class ControlTasks(SplitDataModule):
 
     Attributes:
         groups: Names of the worlds.
+        tasks: The worlds of training and those of the test, by split.
     """
 
     benchmark = "control_tasks"
+    tasks: ClassVar[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = _SPLITS
     splits = tuple(_SPLITS)
     further = ("seen",)
     ood = ("test",)
@@ -143,7 +145,7 @@ class ControlTasks(SplitDataModule):
         seen_agents = test_agents if seen_agents is None else seen_agents
         check_positive(agents=agents, test_agents=test_agents, seen_agents=seen_agents)
         self.agents, self.test_agents, self.seen_agents = agents, test_agents, seen_agents
-        self.trained, self.held_out = _SPLITS[split]
+        self.trained, self.held_out = self.tasks[self.split]
         self.groups = (*self.trained, *self.held_out)
 
     def dataset_of(self, stage: str) -> Lives:

@@ -17,7 +17,7 @@ from algornn.learners.learner import Learner
 from algornn.meta.actor_critic import EpisodeReturns
 from algornn.meta.agents import Agents, Rule
 from algornn.meta.learned_step import LearnedStep
-from algornn.meta.policy_rules import RULES, agreement, critics_own, improvement, learned
+from algornn.meta.policy_rules import RULES, agreement, improvement, learned
 from algornn.meta.replay import Segments
 from algornn.meta.world import ContinuousWorld, uniform
 
@@ -42,7 +42,14 @@ class MetaGenRL(Learner):
       gradient is clipped for every agent before the mean.
 
     To score an objective, it is frozen and fresh agents learn by it, alone, for a lifetime; what counts is their mean
-    return afterwards. In a test the `rivals` are scored in the same way, from the same seeds, as further sets.
+    return afterwards (16 episodes of each without noise), with its standard error over agents. In a test the `rivals`
+    are scored in the same way, from the same seeds, as further sets such as ``test_ppo``. The ``loss`` of a test set is
+    minus the `agreement` of the learned objective with the critics of these agents at the end of their lives,
+    whichever rule they followed.
+
+    Logged in training: the mean score (``train/agreement``), the mean return of the living agents' episodes with
+    noise in every world (``train/return/<world>``), and how many of the agents have diverged (``train/agents/unsound``,
+    `Agents.unsound`).
 
     Args:
         model: the learned objective: `algornn.meta.LearnedObjective`.
@@ -105,8 +112,7 @@ class MetaGenRL(Learner):
         """One update of every agent, then one of the objective; return minus the mean score."""
         agents = self._living(batch)
         share = self._share()
-        rule: Rule = lambda w, segments: learned(self.model, agents, w, segments).mean((1, 2))  # noqa: E731
-        critic: Rule = partial(critics_own, agents)
+        rule, critic = self.rule(agents), self.rule(agents, "critic")
         returns = agents.update((rule, share), (critic, 1 - share), expired=agents.age >= self._ends(agents.seed))
         scores = self._scores(agents)
         if self.score == "improvement":
@@ -219,6 +225,22 @@ class MetaGenRL(Learner):
 
     # Scores: fresh agents, the objective frozen.
 
+    def rule(self, agents: Agents, name: str = "learned") -> Rule:
+        """What moves policies, for `Agents.update`: a function of weights w and segments that gives losses ``[N]``.
+
+        Args:
+            agents: who will follow it.
+            name: "learned", or one that `rivals` takes.
+
+        Raises:
+            ValueError: there is no such rule.
+        """
+        if name == "learned":
+            return lambda w, segments: learned(self.model, agents, w, segments).mean((1, 2))
+        if name not in RULES:
+            raise ValueError(f"A rule must be among 'learned', {', '.join(map(repr, RULES))}, got {name!r}.")
+        return partial(RULES[name], agents)
+
     def live(self, batch: Any, rule: str = "learned") -> tuple[Agents, Segments]:
         """Let fresh agents learn by a rule for a lifetime.
 
@@ -231,11 +253,7 @@ class MetaGenRL(Learner):
         """
         with torch.inference_mode(False), torch.enable_grad():
             agents = self._born(batch, self.step if rule == "learned" else None)
-            follow: Rule = (
-                (lambda w, segments: learned(self.model, agents, w, segments).mean((1, 2)))
-                if rule == "learned"
-                else partial(RULES[rule], agents)
-            )
+            follow = self.rule(agents, rule)
             for _ in range(self.lifetime):
                 agents.update((follow, 1.0))
         return agents, agents.collect(16, explore=False)

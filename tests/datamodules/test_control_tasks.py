@@ -1,5 +1,7 @@
 """Control tasks: who lives where, what is held out, and the same agents in every batch."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 
@@ -57,3 +59,15 @@ def test_batches_that_do_not_share_out_the_agents_are_refused():
         ControlTasks(batch_size=5).train_dataloader()
     with pytest.raises(ValueError, match="agents must be at least 1"):
         ControlTasks(agents=0)
+
+
+def test_a_subclass_has_splits_and_worlds_of_its_own():
+    class Driving(ControlTasks):
+        tasks: ClassVar = {"car": (("point_mass", "bicycle"), ("car",))}
+        splits = tuple(tasks)
+
+    data = Driving("car", test_agents=2)
+    assert (data.trained, data.held_out) == (("point_mass", "bicycle"), ("car",))
+    assert worlds(data, "test") == ["car", "car"]
+    with pytest.raises(ValueError, match="'pendulum' is unknown"):
+        Driving("pendulum")

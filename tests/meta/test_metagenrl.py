@@ -1,12 +1,16 @@
 """MetaGenRL: what a step does, kill and resume, two processes, fresh agents, and its place in the command line."""
 
+import importlib
 import json
+import re
 from functools import partial
+from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
 
+import algornn
 from algornn import MetaGenRL, cli
 from algornn.datamodules import ControlTasks
 from algornn.meta import Agents, LearnedObjective, LearnedStep, Pendulum, PointMass, Reacher, SharingAgents
@@ -214,6 +218,31 @@ def test_rivals_live_the_same_lives_and_the_objective_stays_as_it_is():
     assert torch.equal(weights(model), before)
     (mine,) = model.scored(batch)
     assert not torch.allclose(mine[1], found[1])
+
+
+def test_a_rule_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match=r"among 'learned', 'reinforce', .*, got 'luck'"):
+        learner().rule(None, "luck")
+
+
+def test_a_world_and_a_split_of_the_documentation_and_agents_that_learn_there_by_hand(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    file, by_hand = (next(b for b in blocks if word in b) for word in ("class Driving", "update((rule"))
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "driving.py").write_text(file)
+    driving = importlib.import_module("driving")
+    batch = next(iter(driving.Driving(split="car", agents=2, batch_size=2).train_dataloader()))
+    assert set(batch.world) == {"point_mass", "pendulum"}
+    model = learner(lifetime=4)
+    model.worlds["car"] = driving.Car
+    monkeypatch.setattr(algornn, "load", lambda run: model)
+    exec(compile(by_hand.replace("range(400)", "range(4)"), "models.md", "exec"), {})
+    assert len(capsys.readouterr().out.split()) == 2
+    # A car that is pushed towards 0 comes nearer.
+    car = driving.Car(type("Batch", (), {"seed": torch.arange(64)}))
+    rewards = torch.stack([car.step(-car.observe().sum(1, keepdim=True)) for _ in range(car.length)])
+    assert rewards[-1].mean() > rewards[0].mean() + 0.2
 
 
 def test_a_recipe_trains_tests_and_reports_returns(tmp_path, capsys):
