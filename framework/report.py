@@ -93,7 +93,8 @@ def results(runs: Sequence[RunResults], errors: bool = True) -> Table:
     for measure, (stage, ood) in product(OTHER_MEASURES, sets):
         measured = [run.measure(stage, measure) if in_set(run, stage, ood) else None for run in runs]
         if any(found is not None for found in measured):
-            columns[f"{set_name(stage, ood)} {measure}"] = [number(found) for found in measured]
+            spreads = [run.return_error(stage) if measure == "return" else None for run in runs]
+            columns[f"{set_name(stage, ood)} {measure}"] = list(map(with_error, measured, spreads))
     for group in apart:
         for stage, ood in sets:
             parts = [run.groups(stage).get(group) if group in run.incomplete else None for run in runs]
@@ -107,6 +108,8 @@ def how_measured(runs: Sequence[RunResults]) -> str:
     grouped = [run for run in runs if any(len(run.groups(stage)) > 1 for stage in run.stages)]
     meant = sorted({run.over for run in grouped}, reverse=True)
     sentences = [f"Accuracy is the mean over {' or '.join(meant)}."] if meant else []
+    if any(run.return_error(stage) is not None for run in runs for stage in run.stages):
+        sentences.append("A return is a mean ± its standard error over episodes or agents.")
     for run in runs:
         if run.incomplete:
             names = ", ".join(run.incomplete)
@@ -122,20 +125,22 @@ def in_set(run: RunResults, stage: str, ood: bool) -> bool:
 
 def groups(runs: Sequence[RunResults]) -> Table:
     """Return the table of groups: accuracy in percent or return, a column for every run and test set that has them."""
-    columns = [
-        (run, set_name(stage, ood), sign, found)
-        for run in runs
-        for stage, ood in test_sets([run])
-        for sign, measure in (("%", "sequence_accuracy"), ("return", "return"))
-        if (found := run.groups(stage, measure))
-    ]
+    columns: list[tuple[RunResults, str, dict[str, str]]] = []
+    for run in runs:
+        for stage, ood in test_sets([run]):
+            shares = {name: percent(found) for name, found in run.groups(stage).items()}
+            returns = {
+                name: with_error(found, run.return_error(stage, name))
+                for name, found in run.groups(stage, "return").items()
+            }
+            named = {f"{set_name(stage, ood)} %": shares, f"{set_name(stage, ood)} return": returns}
+            columns += [(run, name, found) for name, found in named.items() if found]
     names = sorted({name for *_, found in columns for name in found}, key=natural)
     prefix = {run.label: f"{run.label}: " if len(runs) > 1 else "" for run in runs}
-    header = ["group", *(f"{prefix[run.label]}{name} {sign}" for run, name, sign, _ in columns)]
-    written = {"%": percent, "return": number}
+    header = ["group", *(f"{prefix[run.label]}{name}" for run, name, _ in columns)]
     rows = [
         [f"{name} (incomplete)" if any(name in run.incomplete for run in runs) else name]
-        + [written[sign](found.get(name)) for _, _, sign, found in columns]
+        + [found.get(name, "-") for *_, found in columns]
         for name in names
     ]
     return Table(header, rows)
@@ -263,6 +268,7 @@ def measurements(runs: Sequence[RunResults]) -> str:
             told = {"mean accuracy over groups": run.accuracy(stage, "groups")}
             told |= {"accuracy over examples": result.get("sequence_accuracy")}
             told |= {name.replace("_", " "): run.measure(stage, name) for name in OTHER_MEASURES}
+            told |= {"standard error of the return": run.return_error(stage)}
             for what in ("accuracy", "squared_error"):
                 told |= {f"{what} after {n} examples".replace("_", " "): a for n, a in run.after(stage, what)}
             writer.writerows([*head, stage, ood, "", key, value] for key, value in told.items() if value is not None)
@@ -289,6 +295,11 @@ def number(value: float | None) -> str:
     if not isinstance(value, (int, float)):
         return "-"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def with_error(value: float | None, error: float | None) -> str:
+    """Return a number with its standard error, where it has one."""
+    return number(value) + (f" ± {number(float(f'{error:.2g}'))}" if value is not None and error is not None else "")
 
 
 def duration(seconds: float | None) -> str:

@@ -186,6 +186,12 @@ class RunResults:
         found = {name: _number(_entry(g, measure)) for name, g in groups.items()} if isinstance(groups, dict) else {}
         return {name: value for name in sorted(found, key=natural) if (value := found[name]) is not None}
 
+    def return_error(self, stage: str, group: str | None = None) -> float | None:
+        """Return the standard error of the return of a test set or of a group; None of a single episode or agent."""
+        at = (stage,) if group is None else (stage, "groups", group)
+        several = (_number(_entry(self.stages, *at, "examples")) or 0) > 1
+        return _number(_entry(self.stages, *at, "return_error")) if several else None
+
     def after(self, stage: str, measure: str) -> list[tuple[int, float]]:
         """Return (n, "accuracy" or "squared_error" of what follows n examples) of a test set of streams, in order."""
         found = {key: _number(value) for key, value in self.stages.get(stage, {}).items()}

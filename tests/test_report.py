@@ -171,18 +171,23 @@ def test_sets_of_one_name_in_and_out_of_distribution_stand_apart(tmp_path):
 
 
 def test_returns_by_group_and_accuracy_by_examples_read(tmp_path):
-    arms = {name: {"return": value, "examples": 4} for name, value in (("arms_2", 21.5), ("arms_10", 30.25))}
+    arms = {"arms_2": {"return": 21.5, "return_error": 0.0, "examples": 1}}  # one episode has no standard error
+    arms["arms_10"] = {"return": 30.25, "return_error": 0.75, "examples": 4}
     read = {"accuracy_after_0": 0.125, "accuracy_after_10": 0.5, "accuracy_after_2": 0.25}
     stages = {
-        "test": {"ood": True, "return": 25.0, "groups": arms},
+        "test": {"ood": True, "return": -446.2, "return_error": 221.7, "examples": 5, "groups": arms},
         "seen": {"ood": False, "sequence_accuracy": 0.5, "groups": {}, **read},
     }
     run = write_run(tmp_path / "run", incomplete=[], stages=stages)
     main([str(run)])
     page = (run / "report/report.md").read_text()
-    assert re.search(r"arms_2 +\| +21.5", page)
+    assert re.search(r"arms_2 +\| +21.5 ", page)
+    assert "21.5 ±" not in page
     assert page.index("arms_2") < page.index("arms_10")
     assert "test (OOD) return" in page
+    assert re.search(r"-446.2 ± 220 +\|", page)
+    assert "mean ± its standard error" in page
+    assert re.search(r"arms_10 +\| +30.25 ± 0.75 ", page)
     rows = list(csv.DictReader((run / "report/report.csv").open()))
     assert {(r["group"], r["value"]) for r in rows if r["group"]} == {("arms_2", "21.5"), ("arms_10", "30.25")}
     assert [r["value"] for r in rows if r["quantity"].startswith("accuracy after")] == ["0.125", "0.25", "0.5"]
