@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -224,7 +225,10 @@ def by_examples_read(curves: dict[tuple[str, str], Curve], measure: str, colours
         style: dict[str, Any] = {"marker": "o", "markersize": 3, "linestyle": dashes[stage], "color": colours[run]}
         axes.plot([n for n, _ in curve], [scale * a for _, a in curve], **style, label=f"{run}, {stage}")
     axes.set_xscale("symlog", linthresh=1)
-    axes.set_xticks(ticks := sorted({n for curve in curves.values() for n, _ in curve}), [str(n) for n in ticks])
+    ticks = sorted({n for curve in curves.values() for n, _ in curve})
+    # Streams of other lengths end at other numbers: of two whose labels would lie on each other, the last is shown.
+    ticks = [n for n, after in zip(ticks, [*ticks[1:], math.inf], strict=True) if n <= 2 or after > 1.3 * n]
+    axes.set_xticks(ticks, [str(n) for n in ticks])
     axes.set_xlabel("examples read before")
     if measure == "accuracy":
         axes.set(ylabel="accuracy (%)", ylim=(-2, 102))

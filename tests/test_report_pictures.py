@@ -10,6 +10,7 @@ from report_runs import IID, OOD, stage, write_run
 from algornn.report import main
 from algornn.report_figures import (
     COLOURS,
+    by_examples_read,
     curve_pictures,
     group_bars,
     iid_against_ood,
@@ -17,6 +18,7 @@ from algornn.report_figures import (
     run_colours,
     small_multiples,
 )
+from algornn.report_returns import returns_by_group
 from algornn.run_results import RunResults, read_run
 
 
@@ -78,6 +80,12 @@ def test_a_group_without_examples_in_a_set_is_told_from_one_without_a_right_answ
     assert [text.get_text() for text in axes.texts] == ["100.0", "0.0", "50.0", "none"]
 
 
+def test_numbers_of_examples_read_do_not_lie_on_each_other():
+    curves = {("a", "test"): [(0, 0.1), (1, 0.2), (2, 0.3), (49, 0.8)], ("b", "test"): [(0, 0.1), (50, 0.4), (99, 0.5)]}
+    figure = by_examples_read(curves, "accuracy", {"a": COLOURS[0], "b": COLOURS[1]})
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["0", "1", "2", "50", "99"]
+
+
 def test_squared_errors_by_examples_read(tmp_path):
     errors = {"squared_error": 0.25, "squared_error_after_0": 8.5, "squared_error_after_39": 0.25}
     run = write_run(tmp_path / "run", incomplete=[], stages={"test": {"ood": False, "groups": {}, **errors}})
@@ -100,3 +108,30 @@ def test_figure_that_cannot_be_drawn_is_told(tmp_path, capsys):
     main([str(run)])
     assert "fast_weight, step 10,000: the figure 'odd' cannot be drawn" in capsys.readouterr().out
     assert "the figure &#x27;odd&#x27; cannot be drawn" in (run / "report/report.html").read_text()
+
+
+def test_returns_have_a_panel_for_every_group_and_a_place_for_every_rule_and_run(tmp_path):
+    def found(value, error, examples=20):
+        return {"return": value, "return_error": error, "examples": examples}
+
+    stages = {
+        "test": {"ood": True, **found(49.2, 1.3), "groups": {"cart_pole": found(49.2, 1.3)}},
+        "test_ppo": {"ood": True, **found(32.3, 0.0, 1), "groups": {"cart_pole": found(32.3, 0.0, 1)}},
+        "seen": {
+            "ood": False,
+            **found(-125.0, 40.0),
+            "groups": {"pendulum": found(-200.0, 11.0), "reacher": found(-50.0, 2.0)},
+        },
+    }
+    runs = two_runs(tmp_path, stages=stages)
+    del runs[1].metrics["stages"]["test_ppo"]
+    figure = returns_by_group(runs, run_colours(runs))
+    rows = {a.get_title(): [t.get_text() for t in a.get_yticklabels()] for a in figure.axes}
+    assert rows == {"pendulum": ["seen"], "reacher": ["seen"], "cart_pole": ["test", "test_ppo"]}
+    first, second = figure.axes[-1].containers
+    assert first.lines[0].get_xdata().tolist() == [49.2, 32.3]
+    assert second.lines[0].get_xdata().tolist() == [49.2]
+    spans = [segment[:, 0].tolist() for segment in first.lines[2][0].get_segments()]
+    assert spans[0] == pytest.approx([47.9, 50.5])
+    assert spans[1] == [32.3, 32.3]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["seed 1", "seed 2"]
