@@ -14,7 +14,7 @@ from algornn.datamodules.digit_arithmetic import AddMul, DigitBatch, DigitDataMo
 from algornn.datamodules.few_shot_images import FewShotImages
 from algornn.datamodules.gaussian_clusters import GaussianClusters
 from algornn.datamodules.graph_navigation import GraphBatch, GraphNavigation
-from algornn.datamodules.in_context_digits import InContextDigits, TaskBatch
+from algornn.datamodules.in_context_digits import InContextDigits, TaskBatch, TaskStreams
 from algornn.datamodules.key_value import KeyValueBatch, KeyValueCapacity
 from algornn.datamodules.labelled_sequences import LabelledBatch, LabelledDataset, LabelledSequenceDataModule
 from algornn.datamodules.listops import ListOps
@@ -37,6 +37,7 @@ from algornn.datamodules.slog import SLOG
 from algornn.datamodules.split_datamodule import (
     Example,
     GroupedDataset,
+    ItemGenerators,
     SplitDataModule,
     VocabularyDataModule,
     generator,
@@ -76,6 +77,7 @@ __all__ = [
     "GraphNavigation",
     "GroupedDataset",
     "InContextDigits",
+    "ItemGenerators",
     "KeyValueBatch",
     "KeyValueCapacity",
     "LabelledBatch",
@@ -98,6 +100,7 @@ __all__ = [
     "StreamBatch",
     "StreamDataModule",
     "TaskBatch",
+    "TaskStreams",
     "TextFile",
     "TokenBatch",
     "TokenDataModule",

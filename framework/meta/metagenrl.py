@@ -11,6 +11,7 @@ import torch.distributed as dist
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
+from tqdm import tqdm
 
 from algornn.learners.checks import check_shares, check_whole
 from algornn.learners.learner import Learner
@@ -25,6 +26,7 @@ _END, _FLIP = 20, 21  # streams of chance
 _SCORES = ("agreement", "action_agreement", "improvement")
 _GOLDEN = (5**0.5 - 1) / 2
 _CLIP = 1.0  # norm of the objective's gradient
+_PATIENCE = 5.0  # seconds before a progress bar appears
 
 
 class MetaGenRL(Learner):
@@ -253,8 +255,8 @@ class MetaGenRL(Learner):
         """
         with torch.inference_mode(False), torch.enable_grad():
             agents = self._born(batch, self.step if rule == "learned" else None)
-            follow = self.rule(agents, rule)
-            for _ in range(self.lifetime):
+            follow, looks = self.rule(agents, rule), {"delay": _PATIENCE, "disable": None, "leave": False}
+            for _ in tqdm(range(self.lifetime), f"agents by {rule}", unit="update", **looks):
                 agents.update((follow, 1.0))
         return agents, agents.collect(16, explore=False)
 

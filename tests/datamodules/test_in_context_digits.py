@@ -1,5 +1,9 @@
 """In-context digits: tasks of their own, images held out, the same streams everywhere."""
 
+import importlib
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -87,3 +91,16 @@ def test_smaller_images_are_means_of_squares():
     assert (whole.input_size, half.input_size) == (64, 16)
     assert reduced[7].reshape(4, 4)[1, 3] == images[7].reshape(8, 8)[2:4, 6:8].mean()
     assert next(iter(half.test_dataloader()["test"])).x.shape == (64, 5, 16)
+
+
+def test_tasks_of_the_documentation_are_streams_of_their_own(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    file = next(b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class Sides" in b)
+    (tmp_path / "sides.py").write_text(file)
+    monkeypatch.syspath_prepend(tmp_path)
+    data = importlib.import_module("sides").Sides(split="planes", batch_size=4)
+    batch = next(iter(data.train_dataloader()))
+    assert (batch.x.shape, batch.y.shape) == ((4, 30, 8), (4, 30))
+    assert not torch.equal(batch.x[0], batch.x[1])
+    assert torch.equal(batch.x, next(iter(data.train_dataloader())).x)
+    assert 0.2 < batch.y.float().mean() < 0.8
