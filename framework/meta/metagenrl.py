@@ -11,7 +11,6 @@ import torch.distributed as dist
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
-from tqdm import tqdm
 
 from algornn.learners.checks import check_shares, check_whole
 from algornn.learners.learner import Learner
@@ -26,7 +25,6 @@ _END, _FLIP = 20, 21  # streams of chance
 _SCORES = ("agreement", "action_agreement", "improvement")
 _GOLDEN = (5**0.5 - 1) / 2
 _CLIP = 1.0  # norm of the objective's gradient
-_PATIENCE = 5.0  # seconds before a progress bar appears
 
 
 class MetaGenRL(Learner):
@@ -255,8 +253,8 @@ class MetaGenRL(Learner):
         """
         with torch.inference_mode(False), torch.enable_grad():
             agents = self._born(batch, self.step if rule == "learned" else None)
-            follow, looks = self.rule(agents, rule), {"delay": _PATIENCE, "disable": None, "leave": False}
-            for _ in tqdm(range(self.lifetime), f"agents by {rule}", unit="update", **looks):
+            follow = self.rule(agents, rule)
+            for _ in range(self.lifetime):
                 agents.update((follow, 1.0))
         return agents, agents.collect(16, explore=False)
 
@@ -284,6 +282,9 @@ class MetaGenRL(Learner):
         """Score a batch of agents by every rule."""
         name = list(self.scores)[dataloader_idx]
         for rule, key in [("learned", name), *((rival, f"{name}_{rival}") for rival in self.rivals)]:
+            bar = self.trainer.progress_bar_callback
+            if bar and self.trainer.is_global_zero:  # a life takes minutes
+                bar.print(f"{key}: {len(batch.id)} agents learn by the rule {rule!r}, {self.lifetime} updates")
             for part in self.scored(batch, rule):
                 self.scores[key].update(*part)
 

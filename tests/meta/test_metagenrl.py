@@ -250,9 +250,11 @@ def test_a_recipe_trains_tests_and_reports_returns(tmp_path, capsys):
     small = ["--data.init_args.agents", "3", "--data.init_args.batch_size", "3", "--data.init_args.test_agents", "1"]
     small += ["--data.init_args.seen_agents", "1", "--model.init_args.rivals", "[reinforce, critic]"]
     small += ["--model.init_args.lifetime", "3", "--trainer.max_steps", "3", "--trainer.val_check_interval", "3"]
-    small += ["--model.init_args.agents.init_args.hidden_sizes", "[8]", "--trainer.enable_progress_bar", "false"]
+    small += ["--model.init_args.agents.init_args.hidden_sizes", "[8]"]
     assert cli.main(["fit", "--config", "metagenrl_pendulum", *small, "--run_dir", str(run)]) == 0
-    assert "test_reinforce (OOD) return" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "test_reinforce (OOD) return" in told
+    assert "seen_critic: 3 agents learn by the rule 'critic', 3 updates" in told
     stages = json.loads((run / "metrics.json").read_text())["stages"]
     assert {name: (stage["ood"], stage["examples"]) for name, stage in stages.items()} == {
         "test": (True, 1), "test_reinforce": (True, 1), "test_critic": (True, 1),
