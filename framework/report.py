@@ -51,7 +51,8 @@ def _terminal(runs: Sequence[RunResults]) -> str:
     """Return what fits a terminal: no errors (100 less the accuracy), no sources, the first scalars of every probe."""
     published = published_against_measured(runs)
     narrow = Table(published.header[:-1], [row[:-1] for row in published.rows])
-    return _text(runs, [results(runs, errors=False), narrow, sweeps(runs), probe_scalars(runs, KEY_SCALARS)])
+    tables = [results(runs, errors=False), returns(runs), narrow, sweeps(runs), probe_scalars(runs, KEY_SCALARS)]
+    return _text(runs, tables)
 
 
 def _text(runs: Sequence[RunResults], tables: Sequence[Table]) -> str:
@@ -71,7 +72,10 @@ def set_name(stage: str, ood: bool) -> str:
 
 
 def results(runs: Sequence[RunResults], errors: bool = True) -> Table:
-    """Return the result table: a row per run, accuracy (and error) by test set in percent, incomplete groups apart."""
+    """Return the result table: a row per run, accuracy (and error) by test set in percent, incomplete groups apart.
+
+    Returns that are known by group, whose scales differ, stand in a table of their own: `returns`.
+    """
     sets, apart = test_sets(runs), sorted({name for run in runs for name in run.incomplete}, key=natural)
     columns: dict[str, list[str]] = {
         "run": [run.label for run in runs],
@@ -91,7 +95,8 @@ def results(runs: Sequence[RunResults], errors: bool = True) -> Table:
             percent(a) + error for a, error in zip(found, told, strict=True)
         ]
     for measure, (stage, ood) in product(OTHER_MEASURES, sets):
-        measured = [run.measure(stage, measure) if in_set(run, stage, ood) else None for run in runs]
+        pooled = [in_set(run, stage, ood) and not run.groups(stage, measure) for run in runs]
+        measured = [run.measure(stage, measure) if p else None for run, p in zip(runs, pooled, strict=True)]
         if any(found is not None for found in measured):
             spreads = [run.return_error(stage) if measure == "return" else None for run in runs]
             columns[f"{set_name(stage, ood)} {measure}"] = list(map(with_error, measured, spreads))
@@ -124,17 +129,12 @@ def in_set(run: RunResults, stage: str, ood: bool) -> bool:
 
 
 def groups(runs: Sequence[RunResults]) -> Table:
-    """Return the table of groups: accuracy in percent or return, a column for every run and test set that has them."""
+    """Return the table of groups: accuracy in percent, a column for every run and test set that has them."""
     columns: list[tuple[RunResults, str, dict[str, str]]] = []
     for run in runs:
         for stage, ood in test_sets([run]):
-            shares = {name: percent(found) for name, found in run.groups(stage).items()}
-            returns = {
-                name: with_error(found, run.return_error(stage, name))
-                for name, found in run.groups(stage, "return").items()
-            }
-            named = {f"{set_name(stage, ood)} %": shares, f"{set_name(stage, ood)} return": returns}
-            columns += [(run, name, found) for name, found in named.items() if found]
+            if shares := {name: percent(found) for name, found in run.groups(stage).items()}:
+                columns.append((run, f"{set_name(stage, ood)} %", shares))
     names = sorted({name for *_, found in columns for name in found}, key=natural)
     prefix = {run.label: f"{run.label}: " if len(runs) > 1 else "" for run in runs}
     header = ["group", *(f"{prefix[run.label]}{name}" for run, name, _ in columns)]
@@ -144,6 +144,26 @@ def groups(runs: Sequence[RunResults]) -> Table:
         for name in names
     ]
     return Table(header, rows)
+
+
+def returns(runs: Sequence[RunResults]) -> Table:
+    """Return the table of returns: a row for every test set and run, a column for every world or group."""
+    found = {
+        (run.label, set_name(stage, ood)): {
+            name: with_error(value, run.return_error(stage, name))
+            for name, value in run.groups(stage, "return").items()
+        }
+        for stage, ood in test_sets(runs)
+        for run in runs
+        if in_set(run, stage, ood)
+    }
+    names = sorted({name for by_group in found.values() for name in by_group}, key=natural)
+    rows = [
+        [f"{label}: {name}" if len(runs) > 1 else name, *(by_group.get(group, "-") for group in names)]
+        for (label, name), by_group in found.items()
+        if by_group
+    ]
+    return Table(["return", *names], rows)
 
 
 def probe_scalars(runs: Sequence[RunResults], limit: int | None = None) -> Table:
@@ -345,8 +365,8 @@ def write(runs: Sequence[RunResults], out: Path) -> None:
     check_own_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.html").write_text(page(runs, out), encoding="utf-8")
-    tables = [results(runs), published_against_measured(runs), sweeps(runs), groups(runs), probe_scalars(runs)]
-    text = _text(runs, [*tables, probe_parts(runs), facts(runs)])
+    tables = [results(runs), returns(runs), published_against_measured(runs), sweeps(runs), groups(runs)]
+    text = _text(runs, [*tables, probe_scalars(runs), probe_parts(runs), facts(runs)])
     (out / "report.md").write_text(text + "\n", encoding="utf-8")
     (out / "report.csv").write_text(measurements(runs), encoding="utf-8")
     print(f"{_terminal(runs)}\n\nreport of {len(runs)} run(s): {(out / 'report.html').resolve()}")

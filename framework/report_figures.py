@@ -108,6 +108,16 @@ def curve_pictures(runs: Sequence[RunResults]) -> Iterator[Picture]:
     ):
         if curves := {run.label: run.curves[key] for run in runs if run.curves.get(key)}:
             yield picture(name, caption, learning_curve, curves, key, run_colours(runs))
+    living: dict[str, dict[str, list[Curve]]] = {}
+    for run in runs:
+        for key, curve in run.curves.items():
+            if key.startswith("train/return/"):
+                steps, values = zip(*curve, strict=True)
+                smooth = list(zip(steps, running_mean(values, len(values) // 20), strict=True))
+                living.setdefault(key.rpartition("/")[2], {})[run.label] = [smooth]
+    if living:
+        caption = "Mean return of the agents that live in every world, of all ages; mean of neighbouring points."
+        yield picture("train_returns", caption, small_multiples, living, run_colours(runs))
 
 
 def probe_pictures(runs: Sequence[RunResults]) -> Iterator[Picture]:
@@ -324,7 +334,9 @@ def small_multiples(panels: dict[str, dict[str, list[Curve]]], colours: dict[str
             colour = colours[label]
             for curve in curves if "/" in name else []:
                 axes.plot(*zip(*curve, strict=True), color=colour, alpha=0.2, linewidth=0.8)
-            axes.plot(*zip(*mean_curve(curves), strict=True), color=colour, label=label, marker="o", markersize=2.5)
+            mean = mean_curve(curves)
+            style: dict[str, Any] = {"marker": "o" if len(mean) < 30 else "", "markersize": 2.5}
+            axes.plot(*zip(*mean, strict=True), color=colour, label=label, **style)
         values = [value for curves in by_run.values() for curve in curves for _, value in curve]
         if SHARES.search(name) and min(values) >= 0 and max(values) <= 1:
             axes.set_ylim(-0.04, 1.04)

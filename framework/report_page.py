@@ -66,7 +66,7 @@ def check_own_folder(out: Path) -> None:
 def page(runs: Sequence[RunResults], out: Path) -> str:
     """Return the HTML page; every picture is also written as a PNG file into `out`."""
     sections = [
-        ("Groups", [*result_pictures(runs), *return_pictures(runs)], [report.groups(runs)]),
+        ("Groups", [*result_pictures(runs), *return_pictures(runs)], [report.groups(runs), report.returns(runs)]),
         # More lines than colours tell nothing apart: the runs of a sweep have a curve of their own.
         ("Learning curves", curve_pictures(runs) if len(runs) <= len(COLOURS) else (), []),
         ("Probes", probe_pictures(runs), [report.probe_scalars(runs), report.probe_parts(runs)]),

@@ -250,10 +250,12 @@ def test_a_recipe_trains_tests_and_reports_returns(tmp_path, capsys):
     small = ["--data.init_args.agents", "3", "--data.init_args.batch_size", "3", "--data.init_args.test_agents", "1"]
     small += ["--data.init_args.seen_agents", "1", "--model.init_args.rivals", "[reinforce, critic]"]
     small += ["--model.init_args.lifetime", "3", "--trainer.max_steps", "3", "--trainer.val_check_interval", "3"]
+    small += ["--trainer.log_every_n_steps", "1"]
     small += ["--model.init_args.agents.init_args.hidden_sizes", "[8]"]
     assert cli.main(["fit", "--config", "metagenrl_pendulum", *small, "--run_dir", str(run)]) == 0
     told = capsys.readouterr().out
-    assert "test_reinforce (OOD) return" in told
+    assert re.search(r"\| return +\| +cart_pole \| +pendulum \| +point_mass \| +reacher \|", told)
+    assert re.search(r"\| test_reinforce \(OOD\) \| +- \| +-\d[\d.,]* \| +- \| +- \|", told)
     assert "seen_critic: 3 agents learn by the rule 'critic', 3 updates" in told
     stages = json.loads((run / "metrics.json").read_text())["stages"]
     assert {name: (stage["ood"], stage["examples"]) for name, stage in stages.items()} == {
@@ -261,6 +263,7 @@ def test_a_recipe_trains_tests_and_reports_returns(tmp_path, capsys):
         "seen": (False, 3), "seen_reinforce": (False, 3), "seen_critic": (False, 3),
     }  # fmt: skip
     assert cli.main(["report", str(run)]) == 0
+    assert (run / "report/train_returns.png").is_file()
     assert cli.main(["fit", "--config", "metagenrl_pendulum", *small, "--run_dir", str(tmp_path / "other"),
                      "--data.init_args.batch_size", "2"]) == 2  # fmt: skip
     assert "with 3 agents and 1 processes set batch_size to 3, not 2" in capsys.readouterr().err
