@@ -14,7 +14,7 @@ from torch.func import functional_call, vmap
 from algornn.learners.checks import check_shares, check_whole
 from algornn.meta.control_networks import Policy, TwinCritics, Weights, fresh_weights, leaves, over, unit
 from algornn.meta.replay import Replay, Segments
-from algornn.meta.world import ContinuousWorld, normal, uniform
+from algornn.meta.world import ContinuousWorld, check_world, normal, uniform
 
 Rule = Callable[[Weights, Segments], Tensor]
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
@@ -53,7 +53,7 @@ class Agents:
 
     Raises:
         TypeError: a world is not a `ContinuousWorld`.
-        ValueError: a number out of its range, or segments longer than any episode.
+        ValueError: a number out of its range, segments longer than any episode, or a world that gives other shapes.
 
     Source: Kirsch, van Steenkiste and Schmidhuber (2020), appendix A, and the released code; Fujimoto, van Hoof and
     Meger (2018), "Addressing Function Approximation Error in Actor-Critic Methods". Deviations, which `OriginalAgents`
@@ -87,8 +87,8 @@ class Agents:
         self.polyak, self.exploration, self.every, self.random = polyak, exploration, every, random
         self.segments, self.steps = segments
         made = {world: world(SimpleNamespace(seed=seed[:1])) for world in dict.fromkeys(self.worlds)}
-        if wrong := [world for world in made.values() if not isinstance(world, ContinuousWorld)]:
-            raise TypeError(f"Agents act in a ContinuousWorld each, got {type(wrong[0]).__name__}.")
+        for world in made.values():
+            check_world(world)
         sizes = [(made[world].observe().shape[1], made[world].action_size) for world in self.worlds]
         self.observation_size, self.action_size = (max(size) for size in zip(*sizes, strict=True))
         self.length = max(world.length for world in made.values())

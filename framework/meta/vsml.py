@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -95,8 +96,10 @@ class VSML(nn.Module):
             raise ValueError(f"`message_size` must be at least 2, for the error and the class, got {message_size}.")
         if state_size < 2:
             raise ValueError(f"`state_size` must be at least 2, half of it random at first, got {state_size}.")
-        if not gain > 0:
-            raise ValueError(f"`gain` must be above 0, got {gain}.")
+        if not 0 < gain < math.inf:
+            raise ValueError(f"`gain` must be a number above 0, got {gain}.")
+        if not math.isfinite(gate_bias):
+            raise ValueError(f"`gate_bias` must be a number, got {gate_bias}.")
         self.state_size, self.message_size, self.seed = state_size, message_size, seed
         S, M = state_size, message_size
         self.forward_in, self.backward_in = nn.Linear(M, 4 * S, bias=False), nn.Linear(M, 4 * S, bias=False)

@@ -60,6 +60,27 @@ class ContinuousWorld(World):
     terminal: Tensor
 
 
+def check_world(world: World) -> None:
+    """Raise an error unless a fresh world is continuous and fits its description, going one step in it.
+
+    Raises:
+        TypeError: it is no `ContinuousWorld`, or `terminal` is not of truth values.
+        ValueError: an observation, a reward or `terminal` of another shape.
+    """
+    kind, B = type(world).__name__, len(world.seed)
+    if not isinstance(world, ContinuousWorld):
+        raise TypeError(f"Agents act in a ContinuousWorld each, got {kind}.")
+    seen = world.observe()
+    if seen.dim() != 2 or len(seen) != B:
+        raise ValueError(f"{kind}.observe must give the shape [B={B}, D], got {list(seen.shape)}.")
+    reward = world.step(torch.zeros(B, world.action_size, device=seen.device))
+    for name, given in {"step": reward, "terminal": world.terminal}.items():
+        if given.shape != (B,):
+            raise ValueError(f"{kind}.{name} must give the shape [B={B}], got {list(given.shape)}.")
+    if world.terminal.dtype != torch.bool:
+        raise TypeError(f"{kind}.terminal must be of torch.bool, got {world.terminal.dtype}.")
+
+
 def uniform(seed: Tensor, time: int, stream: int, shape: Sequence[int] = ()) -> Tensor:
     """Numbers uniform in [0, 1), float64, by splitmix64 of (seed, time, stream).
 

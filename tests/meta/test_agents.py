@@ -258,3 +258,34 @@ def test_worlds_with_discrete_actions_are_refused():
     graphs = lambda batch: GraphWorld(SimpleNamespace(edges=torch.zeros(1, 5, 3).long(), seed=batch.seed))  # noqa: E731
     with pytest.raises(TypeError, match="act in a ContinuousWorld each, got GraphWorld"):
         Agents([graphs], torch.arange(1), **SMALL)
+
+
+class Misshapen(Odd):
+    """One of what it gives has gone through `change`."""
+
+    def __init__(self, batch, what, change):
+        super().__init__(batch)
+        self.what, self.change = what, change
+
+    def observe(self):
+        return self.change(super().observe()) if self.what == "observe" else super().observe()
+
+    def step(self, action):
+        reward = super().step(action)
+        if self.what == "terminal":
+            self.terminal = self.change(self.terminal)
+        return self.change(reward) if self.what == "step" else reward
+
+
+@pytest.mark.parametrize(
+    ("what", "change", "error", "said"),
+    [
+        ("step", lambda x: x[:, None], ValueError, r"Misshapen.step must give the shape \[B=1\], got \[1, 1\]"),
+        ("observe", lambda x: x[0], ValueError, r"Misshapen.observe must give the shape \[B=1, D\], got \[2\]"),
+        ("terminal", lambda x: x.any(), ValueError, r"Misshapen.terminal must give the shape \[B=1\], got \[\]"),
+        ("terminal", lambda x: x.float(), TypeError, r"Misshapen.terminal must be of torch.bool, got torch.float32"),
+    ],
+)
+def test_worlds_that_give_something_else_are_refused(what, change, error, said):
+    with pytest.raises(error, match=said):
+        Agents([partial(Misshapen, what=what, change=change)], torch.arange(1), **SMALL)

@@ -134,7 +134,9 @@ def test_the_rate_falls_to_a_tenth_while_cells_are_cloned():
             ValueError,
             r"`x` must be real numbers of the shape \[B, T, D=1\]",
         ),
-        (lambda: VSML(4, 3, gain=0.0), ValueError, "`gain` must be above 0"),
+        (lambda: VSML(4, 3, gain=0.0), ValueError, "`gain` must be a number above 0"),
+        (lambda: VSML(4, 3, gain=float("inf")), ValueError, "`gain` must be a number above 0, got inf"),
+        (lambda: VSML(4, 3, gate_bias=float("nan")), ValueError, "`gate_bias` must be a number, got nan"),
     ],
 )
 def test_mistakes(make, error, said):
