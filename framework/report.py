@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from algornn.report_returns import returns_over_seeds, seeds_of_a_recipe
 from algornn.report_sweeps import sweep_curves, sweep_rows
 from algornn.run_results import OTHER_MEASURES, RunResults, natural, read_runs
 
@@ -51,7 +52,9 @@ def _terminal(runs: Sequence[RunResults]) -> str:
     """Return what fits a terminal: no errors (100 less the accuracy), no sources, the first scalars of every probe."""
     published = published_against_measured(runs)
     narrow = Table(published.header[:-1], [row[:-1] for row in published.rows])
-    tables = [results(runs, errors=False), returns(runs), narrow, sweeps(runs), probe_scalars(runs, KEY_SCALARS)]
+    pooled = [run for together in seeds_of_a_recipe(runs) for run in together]
+    by_world = [returns([run for run in runs if run not in pooled]), returns_over_runs(runs)]
+    tables = [results(runs, errors=False), *by_world, narrow, sweeps(runs), probe_scalars(runs, KEY_SCALARS)]
     return _text(runs, tables)
 
 
@@ -164,6 +167,23 @@ def returns(runs: Sequence[RunResults]) -> Table:
         if by_group
     ]
     return Table(["return", *names], rows)
+
+
+def returns_over_runs(runs: Sequence[RunResults]) -> Table:
+    """Return the table of mean returns over a recipe's runs: a row for every test set, a column for every world."""
+    recipes = seeds_of_a_recipe(runs)
+    found = {
+        (f"{seeds[0].recipe}: " if len(recipes) > 1 else "") + what: means
+        for seeds in recipes
+        for what, means in returns_over_seeds(seeds)
+    }
+    names = sorted({name for by_world in found.values() for name in by_world}, key=natural)
+    rows = [
+        [what, *(with_error(*means[name]) if name in means else "-" for name in names)] for what, means in found.items()
+    ]
+    counts = " and ".join(str(len(seeds)) for seeds in recipes)
+    note = f"Means of {counts} runs ± half of the 95 % interval of Student's t; differences are taken run by run."
+    return Table(["mean return", *names], rows, note)
 
 
 def probe_scalars(runs: Sequence[RunResults], limit: int | None = None) -> Table:
@@ -365,7 +385,8 @@ def write(runs: Sequence[RunResults], out: Path) -> None:
     check_own_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.html").write_text(page(runs, out), encoding="utf-8")
-    tables = [results(runs), returns(runs), published_against_measured(runs), sweeps(runs), groups(runs)]
+    by_world = [returns(runs), returns_over_runs(runs)]
+    tables = [results(runs), *by_world, published_against_measured(runs), sweeps(runs), groups(runs)]
     text = _text(runs, [*tables, probe_scalars(runs), probe_parts(runs), facts(runs)])
     (out / "report.md").write_text(text + "\n", encoding="utf-8")
     (out / "report.csv").write_text(measurements(runs), encoding="utf-8")

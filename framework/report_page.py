@@ -65,8 +65,9 @@ def check_own_folder(out: Path) -> None:
 
 def page(runs: Sequence[RunResults], out: Path) -> str:
     """Return the HTML page; every picture is also written as a PNG file into `out`."""
+    by_group = [report.groups(runs), report.returns(runs), report.returns_over_runs(runs)]
     sections = [
-        ("Groups", [*result_pictures(runs), *return_pictures(runs)], [report.groups(runs), report.returns(runs)]),
+        ("Groups", [*result_pictures(runs), *return_pictures(runs)], by_group),
         # More lines than colours tell nothing apart: the runs of a sweep have a curve of their own.
         ("Learning curves", curve_pictures(runs) if len(runs) <= len(COLOURS) else (), []),
         ("Probes", probe_pictures(runs), [report.probe_scalars(runs), report.probe_parts(runs)]),

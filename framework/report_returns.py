@@ -1,8 +1,10 @@
-"""The picture of returns in a report: every rule and run beside the others, in each world by itself."""
+"""Returns in a report, in each world by itself: over the runs of a recipe, and as a picture of every rule and run."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from algornn.report_figures import WIDTH, Picture, picture, run_colours
@@ -10,6 +12,51 @@ from algornn.run_results import RunResults
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+def seeds_of_a_recipe(runs: Sequence[RunResults]) -> list[list[RunResults]]:
+    """Return the runs of every recipe of which several, trained with the same options, have returns by world."""
+    together: dict[tuple[str, tuple[str, ...]], list[RunResults]] = {}
+    for run in runs:
+        if any(run.groups(stage, "return") for stage in run.stages):
+            together.setdefault((run.recipe, tuple(run.changed)), []).append(run)
+    return [runs for runs in together.values() if len(runs) > 1]
+
+
+def returns_over_seeds(runs: Sequence[RunResults]) -> Iterator[tuple[str, dict[str, tuple[float, float]]]]:
+    """Yield what the returns of some runs are on average, set by set, and what those of a set less a rival's are.
+
+    The returns of the rivals of ``test`` stand in sets such as ``test_ppo``. Differences are taken run by run.
+
+    Yields:
+        The set, or two, and world to (mean over runs, half of its 95 % interval by Student's t).
+    """
+    shared = {stage: _shared([run.groups(stage, "return") for run in runs]) for stage in runs[0].stages}
+    found = {stage: by_world for stage, by_world in shared.items() if by_world}
+    for stage, by_world in found.items():
+        yield stage, {world: mean_interval(values) for world, values in by_world.items()}
+    first = [stage for stage in found if not any(stage.startswith(f"{other}_") for other in found)]
+    for stage, rival in product(first, found):
+        if rival.startswith(f"{stage}_"):
+            theirs = found[rival]
+            both = {
+                world: zip(ours, theirs[world], strict=True) for world, ours in found[stage].items() if world in theirs
+            }
+            less = {world: mean_interval([a - b for a, b in pairs]) for world, pairs in both.items()}
+            yield f"{stage} less {rival}", less
+
+
+def _shared(each: Sequence[dict[str, float]]) -> dict[str, list[float]]:
+    """Return the returns of all runs in the worlds that they all have."""
+    return {world: [by_world[world] for by_world in each] for world in each[0] if all(world in e for e in each)}
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean of at least two numbers and half of its 95 % interval by Student's t."""
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    return statistics.fmean(values), half
 
 
 def return_pictures(runs: Sequence[RunResults]) -> Iterator[Picture]:

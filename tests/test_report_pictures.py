@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,30 @@ def test_returns_have_a_panel_for_every_group_and_a_place_for_every_rule_and_run
     assert spans[0] == pytest.approx([47.9, 50.5])
     assert spans[1] == [32.3, 32.3]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["seed 1", "seed 2"]
+
+
+def test_returns_over_seeds_have_intervals_and_differences_seed_by_seed(tmp_path, capsys):
+    learned, reinforce = (1.0, 2.0, 6.0), (0.0, 2.0, 4.0)
+    folders = []
+    for seed, (ours, theirs) in enumerate(zip(learned, reinforce, strict=True)):
+        stages = {
+            name: {"ood": True, "return": value, "groups": {"car": {"return": value, "examples": 20}}}
+            for name, value in {"test": ours, "test_reinforce": theirs, "test_reinforce_old": 0.0}.items()
+        }
+        stages["seen"] = {"ood": False, "return": 0.0, "groups": {f"world{seed}": {"return": 0.0, "examples": 1}}}
+        folders.append(str(write_run(tmp_path / f"{seed}", seed, steps=1000, stages=stages)))
+    main([*folders, "--out", str(tmp_path / "report")])
+    told = capsys.readouterr().out
+    # Three runs: half the interval is 4.302653 s / sqrt(3); s is sqrt(7), 2 and, of the differences 1, 0 and 2, 1.
+    rows = re.findall(r"^\| (test\S*(?: less \S+)?) +\| +(.+?) \|", told, re.MULTILINE)
+    assert dict(rows) == {
+        "test": "3 ± 6.6",
+        "test_reinforce": "2 ± 5",
+        "test_reinforce_old": "0 ± 0",
+        "test less test_reinforce": "1 ± 2.5",
+        "test less test_reinforce_old": "3 ± 6.6",
+    }
+    assert "Means of 3 runs" in told
+    assert "seen" not in told.partition("mean return")[2]  # no world of it is that of all runs
+    main([folders[0], "--out", str(tmp_path / "one")])
+    assert "less" not in capsys.readouterr().out
