@@ -17,7 +17,7 @@ from algornn.learners.learner import Learner
 from algornn.meta.actor_critic import EpisodeReturns
 from algornn.meta.agents import Agents, Rule
 from algornn.meta.learned_step import LearnedStep
-from algornn.meta.policy_rules import RULES, agreement, improvement, learned
+from algornn.meta.policy_rules import agreement, improvement, learned, rule_named
 from algornn.meta.replay import Segments
 from algornn.meta.world import ContinuousWorld, uniform
 
@@ -61,7 +61,8 @@ class MetaGenRL(Learner):
         anchors: share of the agents that always follow their critic.
         score: ``"agreement"``, ``"action_agreement"`` or ``"improvement"``.
         rivals: other rules that a test scores: "critic" (TD3), "reinforce", "reinforce_corrected",
-            "reinforce_on_policy", "ppo", "dpo", of `algornn.meta.policy_rules`.
+            "reinforce_on_policy", "ppo", "dpo", of `algornn.meta.policy_rules`; or functions of your own,
+            ``"module.function"``, of ``(agents, w, segments)``, that give losses ``[N]``.
         step: an optimiser that is learned with the objective, from the same score, which has to be ``"improvement"``,
             and moves the policies by it in training and in a test; None: Adam.
 
@@ -92,8 +93,10 @@ class MetaGenRL(Learner):
             raise ValueError(f"`score` must be one of {', '.join(map(repr, _SCORES))}, got {score!r}.")
         if isinstance(rivals, str):
             raise TypeError(f"`rivals` is a list of rules, got {rivals!r}: write [{rivals}].")
-        if unknown := [name for name in rivals if name not in RULES]:
-            raise ValueError(f"`rivals` must be among {', '.join(map(repr, RULES))}, got {unknown[0]!r}.")
+        for name in rivals:
+            rule_named(name)  # before hours of training
+        if len({_last(name) for name in rivals}) < len(rivals):
+            raise ValueError(f"`rivals` need names that tell them apart, got {', '.join(rivals)}.")
         if step is not None and score != "improvement":
             raise ValueError(f"`step` is learned from the score 'improvement' alone, got {score!r}.")
         if getattr(model, "predictions", 0) and score != "improvement":
@@ -237,9 +240,7 @@ class MetaGenRL(Learner):
         """
         if name == "learned":
             return lambda w, segments: learned(self.model, agents, w, segments).mean((1, 2))
-        if name not in RULES:
-            raise ValueError(f"A rule must be among 'learned', {', '.join(map(repr, RULES))}, got {name!r}.")
-        return partial(RULES[name], agents)
+        return partial(rule_named(name), agents)
 
     def live(self, batch: Any, rule: str = "learned") -> tuple[Agents, Segments]:
         """Let fresh agents learn by a rule for a lifetime.
@@ -276,12 +277,12 @@ class MetaGenRL(Learner):
         loaders: Any = self.trainer.test_dataloaders
         for name, loader in loaders.items():
             for rival in self.rivals:
-                self.scores[f"{name}_{rival}"] = self.new_scores(loader.dataset).to(self.device)
+                self.scores[f"{name}_{_last(rival)}"] = self.new_scores(loader.dataset).to(self.device)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score a batch of agents by every rule."""
         name = list(self.scores)[dataloader_idx]
-        for rule, key in [("learned", name), *((rival, f"{name}_{rival}") for rival in self.rivals)]:
+        for rule, key in [("learned", name), *((rival, f"{name}_{_last(rival)}") for rival in self.rivals)]:
             bar = self.trainer.progress_bar_callback
             if bar and self.trainer.is_global_zero:  # a life takes minutes
                 bar.print(f"{key}: {len(batch.id)} agents learn by the rule {rule!r}, {self.lifetime} updates")
@@ -295,7 +296,7 @@ class MetaGenRL(Learner):
         loaders: Any = self.trainer.test_dataloaders
         for name in loaders:
             for rival in self.rivals:
-                self.results[f"{name}_{rival}"]["ood"] = name in ood
+                self.results[f"{name}_{_last(rival)}"]["ood"] = name in ood
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return the actions of an episode of fresh agents at the end of their lives, ``[N, L, D]``."""
@@ -318,3 +319,8 @@ class MetaGenRL(Learner):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the stored agents until the first batch says which of them live here."""
         self.population, self._saved = None, checkpoint.get("agents", [])
+
+
+def _last(name: str) -> str:
+    """The last part of a rule's name, which its test set has."""
+    return name.rpartition(".")[2]

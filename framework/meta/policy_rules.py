@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pydoc import locate
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -230,6 +232,19 @@ RULES: dict[str, Callable[..., Tensor]] = {
     "critic": critics_own,
 }
 """The hand-made rules ``(agents, w, segments) -> losses [N]`` by name."""
+
+
+def rule_named(name: str) -> Callable[..., Tensor]:
+    """Return the rule of `RULES` that has this name, or a function of one's own, ``module.function``, of the same kind.
+
+    Raises:
+        ValueError: there is no such rule.
+    """
+    found = RULES.get(name) or (locate(name) if "." in name else None)
+    if not callable(found):
+        known = ", ".join(map(repr, RULES))
+        raise ValueError(f"A rule must be among {known}, or a function of your own as module.function, got {name!r}.")
+    return cast(Callable[..., Tensor], found)
 
 
 def _mean(x: Tensor, segments: Segments) -> Tensor:

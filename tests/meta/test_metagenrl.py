@@ -142,6 +142,11 @@ def test_other_agents_in_a_batch_are_refused(tmp_path):
         ({"rivals": "critic"}, r"`rivals` is a list of rules, got 'critic': write \[critic\]"),
         ({"score": "luck"}, "'agreement', 'action_agreement', 'improvement', got 'luck'"),
         ({"rivals": ("ppo2",)}, "among 'reinforce', 'reinforce_corrected', .*, got 'ppo2'"),
+        ({"rivals": ("math.tau",)}, "or a function of your own as module.function, got 'math.tau'"),
+        (
+            {"rivals": ("ppo", "algornn.meta.policy_rules.ppo")},
+            "`rivals` need names that tell them apart, got ppo, algo",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(settings, message):
@@ -221,14 +226,18 @@ def test_rivals_live_the_same_lives_and_the_objective_stays_as_it_is():
 
 
 def test_a_rule_that_there_is_not_is_refused():
-    with pytest.raises(ValueError, match=r"among 'learned', 'reinforce', .*, got 'luck'"):
+    with pytest.raises(ValueError, match=r"A rule must be among 'reinforce', .*, got 'luck'"):
         learner().rule(None, "luck")
 
 
-def test_a_world_and_a_split_of_the_documentation_and_agents_that_learn_there_by_hand(tmp_path, monkeypatch, capsys):
+def documented(word):
+    """The Python block of the documentation that holds a word."""
     page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    file, by_hand = (next(b for b in blocks if word in b) for word in ("class Driving", "update((rule"))
+    return next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if word in block)
+
+
+def test_a_world_and_a_split_of_the_documentation_and_agents_that_learn_there_by_hand(tmp_path, monkeypatch, capsys):
+    file, by_hand = documented("class Driving"), documented("update((rule")
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "driving.py").write_text(file)
     driving = importlib.import_module("driving")
@@ -245,10 +254,12 @@ def test_a_world_and_a_split_of_the_documentation_and_agents_that_learn_there_by
     assert rewards[-1].mean() > rewards[0].mean() + 0.2
 
 
-def test_a_recipe_trains_tests_and_reports_returns(tmp_path, capsys):
+def test_a_recipe_trains_tests_and_reports_returns(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_rules.py").write_text(documented("def cautious"))
     run = tmp_path / "run"
     small = ["--data.init_args.agents", "3", "--data.init_args.batch_size", "3", "--data.init_args.test_agents", "1"]
-    small += ["--data.init_args.seen_agents", "1", "--model.init_args.rivals", "[reinforce, critic]"]
+    small += ["--data.init_args.seen_agents", "1", "--model.init_args.rivals", "[reinforce, my_rules.cautious]"]
     small += ["--model.init_args.lifetime", "3", "--trainer.max_steps", "3", "--trainer.val_check_interval", "3"]
     small += ["--trainer.log_every_n_steps", "1"]
     small += ["--model.init_args.agents.init_args.hidden_sizes", "[8]"]
@@ -256,11 +267,11 @@ def test_a_recipe_trains_tests_and_reports_returns(tmp_path, capsys):
     told = capsys.readouterr().out
     assert re.search(r"\| return +\| +cart_pole \| +pendulum \| +point_mass \| +reacher \|", told)
     assert re.search(r"\| test_reinforce \(OOD\) \| +- \| +-\d[\d.,]* \| +- \| +- \|", told)
-    assert "seen_critic: 3 agents learn by the rule 'critic', 3 updates" in told
+    assert "seen_cautious: 3 agents learn by the rule 'my_rules.cautious', 3 updates" in told
     stages = json.loads((run / "metrics.json").read_text())["stages"]
     assert {name: (stage["ood"], stage["examples"]) for name, stage in stages.items()} == {
-        "test": (True, 1), "test_reinforce": (True, 1), "test_critic": (True, 1),
-        "seen": (False, 3), "seen_reinforce": (False, 3), "seen_critic": (False, 3),
+        "test": (True, 1), "test_reinforce": (True, 1), "test_cautious": (True, 1),
+        "seen": (False, 3), "seen_reinforce": (False, 3), "seen_cautious": (False, 3),
     }  # fmt: skip
     assert cli.main(["report", str(run)]) == 0
     assert (run / "report/train_returns.png").is_file()
