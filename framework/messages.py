@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
 from collections.abc import Sequence
+from pydoc import locate
 from types import ModuleType
+from typing import Any, cast
 
 import lightning
 import torch
@@ -45,8 +48,10 @@ def plain_sentence(error: BaseException) -> str:
     if not isinstance(error, ArgumentError) and not text.startswith("Does not validate"):
         return text
     key, keys = "", dict[int, str]()  # by how far they are indented
+    kind = ""  # whose options are talked of
     for indented in text.splitlines():
         line = indented.strip(" -")
+        kind = found[1] if (found := re.search(r"class_path[ =]'([\w.]+)'", line)) else kind
         if found := re.match(r'Parser key "(.+?)"', line):
             depth = indented.index(line)
             keys = {d: outer for d, outer in keys.items() if d < depth} | {depth: found[1]}
@@ -60,6 +65,10 @@ def plain_sentence(error: BaseException) -> str:
                 )
             meant = [n for n in known if n.endswith("Probe")] if key == "probe: " else known
             return f"{key}no class is named {name!r}{closest(name, meant)}; one of your own is given as module.Class."
+        elif (found := re.search(r"Option '(\w+)' is not accepted", line)) and callable(locate(kind)):
+            known = list(inspect.signature(cast(Any, locate(kind))).parameters)
+            told = closest(found[1], known) or f"; it has {', '.join(known)}"
+            return f"{key}{kind.rpartition('.')[2]} has no option {found[1]!r}{told}."
         elif found := re.search(r"Multiple subclasses with name (\w+)", line):
             return f"{key}several libraries have a class {found[1]}: write algornn.{found[1]}."
         elif line and not _PARSER_NOISE.match(line):

@@ -247,6 +247,18 @@ def test_a_checkpoint_of_another_model_is_refused(run, capsys, tmp_path):
         (["fit", "--config", "quickstart", "--data", "StoryWord"], "did you mean 'StoryWorld'?"),
         (["fit", "--config", "quickstart", "--model.model", "TPRRN"], "did you mean 'TPRRNN'?"),
         (["fit", "--config", "quickstart", "--trainer.callbacks+=FastWightProbe"], "did you mean 'FastWeightProbe'?"),
+        (
+            ["fit", "--config", "quickstart", "--data.batch_sise", "2"],
+            "StoryWorld has no option 'batch_sise' (did you mean",
+        ),
+        (
+            ["fit", "--config", "graph_navigation_lstm", "--model.model.layer.hiden_size", "4"],
+            "model.model.layer: LSTM has no option 'hiden_size' (did you mean 'hidden_size'?).",
+        ),
+        (
+            ["fit", "--config", "graph_navigation_lstm", "--model.model.layer.heads", "4"],
+            "LSTM has no option 'heads'; it has input_size, hidden_size, layers,",
+        ),
         (["fit", "--config", "quickstart", "--data.batch_size", "many"], "batch_size: Expected a int"),
         (
             ["fit", "--config", "quickstart", "--recipe.published", "[{stage: test, error: abc}]"],
