@@ -31,9 +31,11 @@ _PARSER_NOISE = re.compile(
     r"|Problem with given|Not a valid subclass|Subclass types|a class path|a dict"
 )
 
+# The command line's own options, but for those of the trainer, which its signature tells.
+_OPTIONS = ("config", "run_dir", "ckpt_path", "seed_everything", "data", "model", "trainer", "resume_every_n_steps")
+
 # What to do about some of the parser's messages.
 _HINTS = {
-    "unrecognized": "--help lists all options",
     "not accept": "--help lists all options",
     "are required: probe": "give --probe CLASS, one of `algornn list probes`",
     "Expected a collections.abc.Sequence": """a list, even of one, is written '["model.encoder"]'""",
@@ -69,6 +71,10 @@ def plain_sentence(error: BaseException) -> str:
             known = list(inspect.signature(cast(Any, locate(kind))).parameters)
             told = closest(found[1], known) or f"; it has {', '.join(known)}"
             return f"{key}{kind.rpartition('.')[2]} has no option {found[1]!r}{told}."
+        elif found := re.search(r"nrecognized arguments:.*?--([\w.]+)", line):
+            place, _, name = found[1].rpartition(".")
+            meant = list(inspect.signature(lightning.Trainer).parameters) if place == "trainer" else _OPTIONS
+            return f"There is no option --{found[1]}{closest(name, meant)}; --help lists all options."
         elif found := re.search(r"Multiple subclasses with name (\w+)", line):
             return f"{key}several libraries have a class {found[1]}: write algornn.{found[1]}."
         elif line and not _PARSER_NOISE.match(line):

@@ -264,7 +264,11 @@ def test_a_checkpoint_of_another_model_is_refused(run, capsys, tmp_path):
             ["fit", "--config", "quickstart", "--recipe.published", "[{stage: test, error: abc}]"],
             "error: recipe.published.error: Expected a float",
         ),
-        (["fit", "--config", "quickstart", "--trainer.max_stepz", "3"], "--trainer.max_stepz"),
+        (
+            ["fit", "--config", "quickstart", "--trainer.max_stepz", "3"],
+            "--trainer.max_stepz (did you mean 'max_steps'?)",
+        ),
+        (["fit", "--config", "quickstart", "--run_dri=x"], "There is no option --run_dri (did you mean 'run_dir'?)"),
         (["fit", "--config", "quickstart", "--ckpt_path", "no.ckpt"], "No checkpoint at no.ckpt"),
         (["fit", "--config", "babi_all_tprrnn", "--data.data_dir", "nowhere"], "nowhere"),
         (["list", "modells"], "models, learners, probes, splits or recipes"),
