@@ -73,8 +73,8 @@ def plain_sentence(error: BaseException) -> str:
             return f"{key}{kind.rpartition('.')[2]} has no option {found[1]!r}{told}."
         elif found := re.search(r"nrecognized arguments:.*?--([\w.]+)", line):
             place, _, name = found[1].rpartition(".")
-            meant = list(inspect.signature(lightning.Trainer).parameters) if place == "trainer" else _OPTIONS
-            return f"There is no option --{found[1]}{closest(name, meant)}; --help lists all options."
+            own = list(inspect.signature(lightning.Trainer).parameters) if place == "trainer" else [*_OPTIONS]
+            return f"There is no option --{found[1]}{closest(name, own)}; --help lists all options."
         elif found := re.search(r"Multiple subclasses with name (\w+)", line):
             return f"{key}several libraries have a class {found[1]}: write algornn.{found[1]}."
         elif line and not _PARSER_NOISE.match(line):
