@@ -6,13 +6,13 @@ import difflib
 import inspect
 import re
 from collections.abc import Sequence
-from pydoc import locate
+from pydoc import ErrorDuringImport, locate
 from types import ModuleType
 from typing import Any, cast
 
 import lightning
 import torch
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, ArgumentParser
 
 import algornn
 import algornn.datamodules
@@ -32,10 +32,14 @@ _PARSER_NOISE = re.compile(
 )
 
 # The command line's own options, but for those of the trainer, which its signature tells.
-_OPTIONS = ("config", "run_dir", "ckpt_path", "seed_everything", "data", "model", "trainer", "resume_every_n_steps")
+_OPTIONS = (
+    *("config", "run_dir", "ckpt_path", "seed_everything", "data", "model", "trainer", "recipe", "checkpoint"),
+    *("resume_every_n_steps", "test_after_fit"),
+)
 
 # What to do about some of the parser's messages.
 _HINTS = {
+    "unrecognized": "--help lists all options",
     "not accept": "--help lists all options",
     "are required: probe": "give --probe CLASS, one of `algornn list probes`",
     "Expected a collections.abc.Sequence": """a list, even of one, is written '["model.encoder"]'""",
@@ -67,14 +71,15 @@ def plain_sentence(error: BaseException) -> str:
                 )
             meant = [n for n in known if n.endswith("Probe")] if key == "probe: " else known
             return f"{key}no class is named {name!r}{closest(name, meant)}; one of your own is given as module.Class."
-        elif (found := re.search(r"Option '(\w+)' is not accepted", line)) and callable(locate(kind)):
-            known = list(inspect.signature(cast(Any, locate(kind))).parameters)
-            told = closest(found[1], known) or f"; it has {', '.join(known)}"
+        elif (found := re.search(r"Option '(\w+)' is not accepted", line)) and (options := _options_of(kind)):
+            options = [option for option in options if option != found[1]]
+            told = closest(found[1], options) or f"; it has {', '.join(options)}"
             return f"{key}{kind.rpartition('.')[2]} has no option {found[1]!r}{told}."
-        elif found := re.search(r"nrecognized arguments:.*?--([\w.]+)", line):
+        elif (found := re.search(r"nrecognized arguments:.*?--([\w.-]+)", line)) and not key:
             place, _, name = found[1].rpartition(".")
-            own = list(inspect.signature(lightning.Trainer).parameters) if place == "trainer" else [*_OPTIONS]
-            return f"There is no option --{found[1]}{closest(name, own)}; --help lists all options."
+            options = list(inspect.signature(lightning.Trainer).parameters) if place == "trainer" else [*_OPTIONS]
+            told = closest(name.replace("-", "_"), options)
+            return f"There is no option --{found[1]}{told}; --help lists all options."
         elif found := re.search(r"Multiple subclasses with name (\w+)", line):
             return f"{key}several libraries have a class {found[1]}: write algornn.{found[1]}."
         elif line and not _PARSER_NOISE.match(line):
@@ -85,6 +90,15 @@ def plain_sentence(error: BaseException) -> str:
                 fitting.pop("arguments are required", None)
             return key + line + next((f" ({hint})" for hint in fitting.values()), "")
     return text.splitlines()[0]
+
+
+def _options_of(kind: str) -> list[str]:
+    """Return the options that the parser takes for a class, those that it hands on as keywords among them."""
+    try:
+        named = ArgumentParser(exit_on_error=False).add_class_arguments(cast(Any, locate(kind)), fail_untyped=False)
+    except (ValueError, TypeError, ErrorDuringImport):
+        return []
+    return [*dict.fromkeys(name.partition(".")[0] for name in named)]
 
 
 def closest(name: str, known: Sequence[str]) -> str:

@@ -7,36 +7,26 @@ import csv
 import io
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from algornn.report_returns import returns_over_seeds, seeds_of_a_recipe
+from algornn.report_returns import STANDARD_ERROR, mean_returns, returns
 from algornn.report_sweeps import sweep_curves, sweep_rows
+from algornn.report_tables import (
+    Table,
+    duration,
+    fraction,
+    in_set,
+    number,
+    percent,
+    set_name,
+    test_sets,
+    with_error,
+)
 from algornn.run_results import OTHER_MEASURES, RunResults, natural, read_runs
 
 # A table for the terminal shows this many numbers per probe; the page shows all.
 KEY_SCALARS = 10
-
-
-@dataclass
-class Table:
-    """A table of finished strings: a header, rows as long as it, and a sentence below."""
-
-    header: list[str]
-    rows: list[list[str]]
-    note: str = ""
-
-    def markdown(self) -> str:
-        """Return the table as Markdown, padded so that it is a table in a terminal as well."""
-        cells = [[cell.replace("|", "\\|") for cell in row] for row in (self.header, *self.rows)]
-        widths = [max(len(row[i]) for row in cells) for i in range(len(self.header))]
-        rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-        aligned = [
-            [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))] for row in cells
-        ]
-        lines = [f"| {' | '.join(row)} |" for row in (aligned[0], rule, *aligned[1:])]
-        return "\n".join(lines) + (f"\n\n{self.note}" if self.note else "")
 
 
 def result_table(runs: list[Path]) -> str:
@@ -52,8 +42,7 @@ def _terminal(runs: Sequence[RunResults]) -> str:
     """Return what fits a terminal: no errors (100 less the accuracy), no sources, the first scalars of every probe."""
     published = published_against_measured(runs)
     narrow = Table(published.header[:-1], [row[:-1] for row in published.rows])
-    pooled = [run for together in seeds_of_a_recipe(runs) for run in together]
-    by_world = [returns([run for run in runs if run not in pooled]), returns_over_runs(runs)]
+    by_world = [returns(runs, single=True), mean_returns(runs)]
     tables = [results(runs, errors=False), *by_world, narrow, sweeps(runs), probe_scalars(runs, KEY_SCALARS)]
     return _text(runs, tables)
 
@@ -61,17 +50,6 @@ def _terminal(runs: Sequence[RunResults]) -> str:
 def _text(runs: Sequence[RunResults], tables: Sequence[Table]) -> str:
     notes = [f"Note: {note}" for run in runs for note in run.notes]
     return "\n\n".join([table.markdown() for table in tables if table.rows] + notes)
-
-
-def test_sets(runs: Sequence[RunResults]) -> list[tuple[str, bool]]:
-    """Return every ``(stage, out of distribution)`` of the runs, the in-distribution ones first."""
-    found = dict.fromkeys((stage, bool(run.stages[stage].get("ood"))) for run in runs for stage in run.stages)
-    return sorted(found, key=lambda item: item[1])
-
-
-def set_name(stage: str, ood: bool) -> str:
-    """Return a column's name, such as ``sys (OOD)``."""
-    return f"{stage} ({'OOD' if ood else 'IID'})"
 
 
 def results(runs: Sequence[RunResults], errors: bool = True) -> Table:
@@ -116,19 +94,15 @@ def how_measured(runs: Sequence[RunResults]) -> str:
     grouped = [run for run in runs if any(len(run.groups(stage)) > 1 for stage in run.stages)]
     meant = sorted({run.over for run in grouped}, reverse=True)
     sentences = [f"Accuracy is the mean over {' or '.join(meant)}."] if meant else []
-    if any(run.return_error(stage) is not None for run in runs for stage in run.stages):
-        sentences.append("A return is a mean ± its standard error over episodes or agents.")
+    pooled = [(run, stage) for run in runs for stage in run.stages if not run.groups(stage, "return")]
+    if any(run.return_error(stage) is not None for run, stage in pooled):
+        sentences.append(STANDARD_ERROR)
     for run in runs:
         if run.incomplete:
             names = ", ".join(run.incomplete)
             sentence = f"{names}: trained on a part of its data only, so left out of the means and given apart."
             sentences += [sentence] if sentence not in sentences else []
     return " ".join(sentences)
-
-
-def in_set(run: RunResults, stage: str, ood: bool) -> bool:
-    """Tell whether a run has this test set in this role."""
-    return stage in run.stages and bool(run.stages[stage].get("ood")) == ood
 
 
 def groups(runs: Sequence[RunResults]) -> Table:
@@ -147,43 +121,6 @@ def groups(runs: Sequence[RunResults]) -> Table:
         for name in names
     ]
     return Table(header, rows)
-
-
-def returns(runs: Sequence[RunResults]) -> Table:
-    """Return the table of returns: a row for every test set and run, a column for every world or group."""
-    found = {
-        (run.label, set_name(stage, ood)): {
-            name: with_error(value, run.return_error(stage, name))
-            for name, value in run.groups(stage, "return").items()
-        }
-        for stage, ood in test_sets(runs)
-        for run in runs
-        if in_set(run, stage, ood)
-    }
-    names = sorted({name for by_group in found.values() for name in by_group}, key=natural)
-    rows = [
-        [f"{label}: {name}" if len(runs) > 1 else name, *(by_group.get(group, "-") for group in names)]
-        for (label, name), by_group in found.items()
-        if by_group
-    ]
-    return Table(["return", *names], rows)
-
-
-def returns_over_runs(runs: Sequence[RunResults]) -> Table:
-    """Return the table of mean returns over a recipe's runs: a row for every test set, a column for every world."""
-    recipes = seeds_of_a_recipe(runs)
-    found = {
-        (f"{seeds[0].recipe}: " if len(recipes) > 1 else "") + what: means
-        for seeds in recipes
-        for what, means in returns_over_seeds(seeds)
-    }
-    names = sorted({name for by_world in found.values() for name in by_world}, key=natural)
-    rows = [
-        [what, *(with_error(*means[name]) if name in means else "-" for name in names)] for what, means in found.items()
-    ]
-    counts = " and ".join(str(len(seeds)) for seeds in recipes)
-    note = f"Means of {counts} runs ± half of the 95 % interval of Student's t; differences are taken run by run."
-    return Table(["mean return", *names], rows, note)
 
 
 def probe_scalars(runs: Sequence[RunResults], limit: int | None = None) -> Table:
@@ -217,8 +154,8 @@ def probe_parts(runs: Sequence[RunResults]) -> Table:
 def published_against_measured(runs: Sequence[RunResults]) -> Table:
     """Return published against measured numbers, a row per recipe and published number, seeds together."""
     rows = []
-    for recipe, changed in dict.fromkeys((run.recipe, tuple(run.changed)) for run in runs):
-        same = [run for run in runs if (run.recipe, tuple(run.changed)) == (recipe, changed) and run.finished]
+    for recipe, options in dict.fromkeys((run.recipe, tuple(run.options.items())) for run in runs):
+        same = [run for run in runs if (run.recipe, tuple(run.options.items())) == (recipe, options) and run.finished]
         for published in same[0].published if same else []:
             stage = str(published["stage"])
             over = str(published.get("over") or "groups")
@@ -266,7 +203,7 @@ def verdict(published: dict, found: Sequence[float], runs: Sequence[RunResults])
     against += [f"{fraction(smallest)} of the published steps"] if smallest is not None and smallest < 1 else []
     against += [f"without {', '.join(left_out)}"] if left_out else []
     against += sorted({run.note for run in runs if run.note})
-    against += sorted({f"not as the recipe: {', '.join(run.changed)}" for run in runs if run.changed})
+    against += sorted({f"not as the recipe: {', '.join(run.options)}" for run in runs if run.options})
     against += [] if published.get("verified") else ["published number recalled"]
     if against:
         return f"none: {', '.join(against)}"
@@ -320,36 +257,6 @@ def measurements(runs: Sequence[RunResults]) -> str:
     return text.getvalue()
 
 
-def percent(share: float | None) -> str:
-    """Return a share as a percentage, an absent one as a dash."""
-    return "-" if share is None else f"{100 * share:.2f}"
-
-
-def fraction(budget: float | None) -> str:
-    """Return the fraction of the published steps."""
-    return "-" if budget is None else f"{100 * budget:.3g} %"
-
-
-def number(value: float | None) -> str:
-    """Return a count with separators or a number with four digits."""
-    if not isinstance(value, (int, float)):
-        return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def with_error(value: float | None, error: float | None) -> str:
-    """Return a number with its standard error, where it has one."""
-    return number(value) + (f" ± {number(float(f'{error:.2g}'))}" if value is not None and error is not None else "")
-
-
-def duration(seconds: float | None) -> str:
-    """Return seconds as hours, minutes and seconds."""
-    if not isinstance(seconds, (int, float)):
-        return "-"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
-
-
 def main(args: list[str]) -> None:
     """Write the report of some runs and print its table and its place.
 
@@ -385,7 +292,7 @@ def write(runs: Sequence[RunResults], out: Path) -> None:
     check_own_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.html").write_text(page(runs, out), encoding="utf-8")
-    by_world = [returns(runs), returns_over_runs(runs)]
+    by_world = [returns(runs), mean_returns(runs)]
     tables = [results(runs), *by_world, published_against_measured(runs), sweeps(runs), groups(runs)]
     text = _text(runs, [*tables, probe_scalars(runs), probe_parts(runs), facts(runs)])
     (out / "report.md").write_text(text + "\n", encoding="utf-8")

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from algornn import report
 from algornn.report_figures import COLOURS, Picture, curve_pictures, probe_pictures, result_pictures
-from algornn.report_returns import return_pictures
+from algornn.report_returns import mean_returns, return_pictures, returns
 from algornn.report_sweeps import sweep_pictures
+from algornn.report_tables import Table, fraction, number
 from algornn.run_results import RunResults
 
 MARK = '<meta name="generator" content="algornn report">'
@@ -65,7 +66,7 @@ def check_own_folder(out: Path) -> None:
 
 def page(runs: Sequence[RunResults], out: Path) -> str:
     """Return the HTML page; every picture is also written as a PNG file into `out`."""
-    by_group = [report.groups(runs), report.returns(runs), report.returns_over_runs(runs)]
+    by_group = [report.groups(runs), returns(runs), mean_returns(runs)]
     sections = [
         ("Groups", [*result_pictures(runs), *return_pictures(runs)], by_group),
         # More lines than colours tell nothing apart: the runs of a sweep have a curve of their own.
@@ -93,9 +94,9 @@ def top(runs: Sequence[RunResults], out: Path) -> list[str]:
     title = first.label if len(runs) == 1 else f"{len(runs)} runs"
     lines = [f"<h1>{escape(title)}</h1>"]
     for run in runs:
-        budget = f" ({report.fraction(run.budget)} of the published)" if run.budget is not None else ""
+        budget = f" ({fraction(run.budget)} of the published)" if run.budget is not None else ""
         name = f"{run.label}: " if len(runs) > 1 else ""
-        summary = f"{name}{run.model} on {run.data}, seed {run.seed}, {report.number(run.steps)} steps{budget}"
+        summary = f"{name}{run.model} on {run.data}, seed {run.seed}, {number(run.steps)} steps{budget}"
         lines.append(f'<p class="lead">{escape(summary)}</p>')
     abouts = dict.fromkeys(str(about) for run in runs if (about := run.about))
     lines += [f'<p class="lead">{escape(about)}</p>' for about in abouts]
@@ -121,7 +122,7 @@ def figures(pictures: Iterable[Picture], out: Path) -> str:
     return '<div class="pictures">\n' + "\n".join(lines) + "\n</div>" if lines else ""
 
 
-def html_table(table: report.Table, kind: str = "") -> str:
+def html_table(table: Table, kind: str = "") -> str:
     """Return a table as HTML; a wide one scrolls sideways, one of the kind ``stack`` is stacked on a telephone."""
     header = "".join(f"<th>{_cell(name)}</th>" for name in table.header)
     rows = []

@@ -1,54 +1,119 @@
-"""Returns in a report, in each world by itself: over the runs of a recipe, and as a picture of every rule and run."""
+"""Returns in a report, in each world by itself: of every run, over seeds, and as a picture of all rules and runs."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from algornn.report_figures import WIDTH, Picture, picture, run_colours
-from algornn.run_results import RunResults
+from algornn.report_tables import Table, in_set, set_name, test_sets, with_error
+from algornn.run_results import RunResults, natural
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+STANDARD_ERROR = "A return is a mean ± its standard error over episodes or agents."
 
-def seeds_of_a_recipe(runs: Sequence[RunResults]) -> list[list[RunResults]]:
-    """Return the runs of every recipe of which several, trained with the same options, have returns by world."""
-    together: dict[tuple[str, tuple[str, ...]], list[RunResults]] = {}
+
+@dataclass
+class Seeds:
+    """Runs of one experiment that differ in their seeds alone.
+
+    Attributes:
+        runs: at least two.
+        returns: test set to world to the runs' returns, in the sets and worlds that all of them have.
+    """
+
+    runs: list[RunResults]
+    returns: dict[str, dict[str, list[float]]]
+
+    @property
+    def name(self) -> str:
+        """The recipe, and the options that are not its own."""
+        options = [f"{option.rpartition('.')[2]}={value}" for option, value in self.runs[0].options.items()]
+        return f"{self.runs[0].recipe} ({', '.join(options)})" if options else self.runs[0].recipe
+
+    def tell(self, run: RunResults, stage: str) -> bool:
+        """Whether the means tell of all returns of a run in a test set."""
+        return run in self.runs and run.groups(stage, "return").keys() == self.returns.get(stage, {}).keys()
+
+    def means(self) -> Iterator[tuple[str, dict[str, tuple[float, float]]]]:
+        """Yield what the returns are on average, set by set, and what those of a set less a rival's are, run by run.
+
+        The returns of the rivals of ``test`` stand in sets such as ``test_ppo``.
+
+        Yields:
+            The set, or two, and world to (mean over runs, half of its 95 % interval by Student's t).
+        """
+        for stage, by_world in self.returns.items():
+            told = set_name(stage, bool(self.runs[0].stages[stage].get("ood")))
+            yield told, {world: mean_interval(values) for world, values in by_world.items()}
+        first = [stage for stage in self.returns if not any(stage.startswith(f"{other}_") for other in self.returns)]
+        for stage, rival in product(first, self.returns):
+            ours, theirs = self.returns[stage], self.returns[rival]
+            shared = [world for world in ours if world in theirs and rival.startswith(f"{stage}_")]
+            less = {world: [a - b for a, b in zip(ours[world], theirs[world], strict=True)] for world in shared}
+            if less:
+                yield f"{stage} less {rival}", {world: mean_interval(values) for world, values in less.items()}
+
+
+def seeds_of(runs: Sequence[RunResults]) -> list[Seeds]:
+    """Return the experiments of which several runs, of other seeds alone, have returns by world."""
+    together: dict[str, list[RunResults]] = {}
     for run in runs:
         if any(run.groups(stage, "return") for stage in run.stages):
-            together.setdefault((run.recipe, tuple(run.changed)), []).append(run)
-    return [runs for runs in together.values() if len(runs) > 1]
+            same = (run.recipe, run.model, run.data, run.steps, run.options, run.setting)
+            together.setdefault(repr(same), []).append(run)
+    alike = [seeds for seeds in together.values() if len({run.seed for run in seeds}) == len(seeds) > 1]
+    return [Seeds(seeds, _shared(seeds)) for seeds in alike]
 
 
-def returns_over_seeds(runs: Sequence[RunResults]) -> Iterator[tuple[str, dict[str, tuple[float, float]]]]:
-    """Yield what the returns of some runs are on average, set by set, and what those of a set less a rival's are.
+def _shared(runs: Sequence[RunResults]) -> dict[str, dict[str, list[float]]]:
+    found = {}
+    for stage in runs[0].stages:
+        each = [run.groups(stage, "return") for run in runs]
+        worlds = [world for world in each[0] if all(world in by_world for by_world in each)]
+        if worlds:
+            found[stage] = {world: [by_world[world] for by_world in each] for world in worlds}
+    return found
 
-    The returns of the rivals of ``test`` stand in sets such as ``test_ppo``. Differences are taken run by run.
 
-    Yields:
-        The set, or two, and world to (mean over runs, half of its 95 % interval by Student's t).
+def returns(runs: Sequence[RunResults], single: bool = False) -> Table:
+    """Return the table of returns: a row for every test set and run, a column for every world or group.
+
+    Args:
+        runs: the runs.
+        single: without those that `mean_returns` tells of.
     """
-    shared = {stage: _shared([run.groups(stage, "return") for run in runs]) for stage in runs[0].stages}
-    found = {stage: by_world for stage, by_world in shared.items() if by_world}
-    for stage, by_world in found.items():
-        yield stage, {world: mean_interval(values) for world, values in by_world.items()}
-    first = [stage for stage in found if not any(stage.startswith(f"{other}_") for other in found)]
-    for stage, rival in product(first, found):
-        if rival.startswith(f"{stage}_"):
-            theirs = found[rival]
-            both = {
-                world: zip(ours, theirs[world], strict=True) for world, ours in found[stage].items() if world in theirs
-            }
-            less = {world: mean_interval([a - b for a, b in pairs]) for world, pairs in both.items()}
-            yield f"{stage} less {rival}", less
+    alike = seeds_of(runs) if single else []
+    found: list[tuple[str, dict[str, str]]] = []
+    for (stage, ood), run in product(test_sets(runs), runs):
+        if in_set(run, stage, ood) and not any(seeds.tell(run, stage) for seeds in alike):
+            by_world = run.groups(stage, "return")
+            name = (f"{run.label}: " if len(runs) > 1 else "") + set_name(stage, ood)
+            found.append((name, {w: with_error(value, run.return_error(stage, w)) for w, value in by_world.items()}))
+    return _by_world("return", found, STANDARD_ERROR)
 
 
-def _shared(each: Sequence[dict[str, float]]) -> dict[str, list[float]]:
-    """Return the returns of all runs in the worlds that they all have."""
-    return {world: [by_world[world] for by_world in each] for world in each[0] if all(world in e for e in each)}
+def mean_returns(runs: Sequence[RunResults]) -> Table:
+    """Return the table of mean returns over seeds: a row for every test set and rival, a column for every world."""
+    found: list[tuple[str, dict[str, str]]] = []
+    for seeds in seeds_of(runs):
+        name = f"{seeds.name}, {len(seeds.runs)} seeds: " if len(seeds.runs) < len(runs) else ""
+        for what, means in seeds.means():
+            found.append((name + what, {world: with_error(*mean) for world, mean in means.items()}))
+    note = "Means over seeds ± half of the 95 % interval of Student's t; differences are taken seed by seed."
+    return _by_world("mean return", found, note)
+
+
+def _by_world(title: str, found: Sequence[tuple[str, dict[str, str]]], note: str) -> Table:
+    """Return a table of rows with a name each and a column for every world that some of them have."""
+    worlds = sorted({world for _, by_world in found for world in by_world}, key=natural)
+    rows = [[name, *(by_world.get(world, "-") for world in worlds)] for name, by_world in found if by_world]
+    return Table([title, *worlds], rows, note)
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:

@@ -103,21 +103,22 @@ class RunResults:
         return [str(name) for name in named] if isinstance(named, list) else []
 
     @property
-    def changed(self) -> list[str]:
+    def options(self) -> dict[str, str]:
         """Options of the model, the data and the test that the command line set otherwise than the recipe."""
-        command = shlex.split(str(self.metrics.get("command") or ""))
-        options = [word.partition("=")[0].lstrip("-") for word in command if word.startswith("--")]
         ours = ("model", "data", "trainer.limit_test_batches", "trainer.limit_train_batches")
         free = ("data.seed", "data.data_dir", "data.init_args.data_dir", "data.init_args.seed")
-        return [
-            option for option in dict.fromkeys(options)
-            if option not in free and any(option == our or option.startswith(f"{our}.") for our in ours)
-        ]  # fmt: skip
+        found, words = dict[str, str](), shlex.split(str(self.metrics.get("command") or ""))
+        for word, after in zip(words, [*words[1:], ""], strict=True):
+            option, equals, value = word.removeprefix("--").partition("=")
+            meant = any(option == our or option.startswith(f"{our}.") for our in ours)
+            if word.startswith("--") and option not in free and meant:
+                found[option] = value if equals else after
+        return found
 
     @property
     def other_data(self) -> bool:
         """Whether the command line put other data or another split in the place of the recipe's."""
-        return not {"data", "data.class_path", "data.split", "data.init_args.split"}.isdisjoint(self.changed)
+        return not {"data", "data.class_path", "data.split", "data.init_args.split"}.isdisjoint(self.options)
 
     @property
     def note(self) -> str:
@@ -292,7 +293,10 @@ def _read_metrics(run: RunResults) -> dict[str, Any]:
 
 
 def _usable(stage: Any) -> bool:
-    return any(_number(_entry(stage, measure)) is not None for measure in ("sequence_accuracy", *OTHER_MEASURES))
+    groups = _entry(stage, "groups")
+    parts = [stage, *(groups.values() if isinstance(groups, dict) else ())]
+    measures = ("sequence_accuracy", *OTHER_MEASURES)
+    return any(_number(_entry(part, measure)) is not None for part in parts for measure in measures)
 
 
 def _read_config(run: RunResults) -> dict[str, Any]:

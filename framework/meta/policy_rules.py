@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pydoc import locate
+from pydoc import ErrorDuringImport, locate
 from typing import cast
 
 import torch
@@ -238,9 +238,12 @@ def rule_named(name: str) -> Callable[..., Tensor]:
     """Return the rule of `RULES` that has this name, or a function of one's own, ``module.function``, of the same kind.
 
     Raises:
-        ValueError: there is no such rule.
+        ValueError: there is no such rule, or its module has an error.
     """
-    found = RULES.get(name) or (locate(name) if "." in name else None)
+    try:
+        found = RULES.get(name) or (locate(name) if "." in name else None)
+    except ErrorDuringImport as error:
+        raise ValueError(f"The rule {name!r} cannot be imported: {error}.") from error
     if not callable(found):
         known = ", ".join(map(repr, RULES))
         raise ValueError(f"A rule must be among {known}, or a function of your own as module.function, got {name!r}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,19 +65,23 @@ def check_world(world: World) -> None:
     """Raise an error unless a fresh world is continuous and fits its description, going one step in it.
 
     Raises:
-        TypeError: it is no `ContinuousWorld`, or `terminal` is not of truth values.
+        TypeError: it is no `ContinuousWorld`, lacks one of its attributes, or `terminal` is not of truth values.
         ValueError: an observation, a reward or `terminal` of another shape.
     """
-    kind, B = type(world).__name__, len(world.seed)
+    kind = type(world).__name__
     if not isinstance(world, ContinuousWorld):
         raise TypeError(f"Agents act in a ContinuousWorld each, got {kind}.")
-    seen = world.observe()
+    B, seen = len(world.seed), world.observe()
     if seen.dim() != 2 or len(seen) != B:
         raise ValueError(f"{kind}.observe must give the shape [B={B}, D], got {list(seen.shape)}.")
-    reward = world.step(torch.zeros(B, world.action_size, device=seen.device))
+    for name in ("action_size", "terminal"):
+        if not hasattr(world, name):
+            raise TypeError(f"{kind} lacks `{name}`, which every ContinuousWorld has.")
+    reward: Any = world.step(torch.zeros(B, world.action_size, device=seen.device))
     for name, given in {"step": reward, "terminal": world.terminal}.items():
-        if given.shape != (B,):
-            raise ValueError(f"{kind}.{name} must give the shape [B={B}], got {list(given.shape)}.")
+        if getattr(given, "shape", None) != (B,):
+            shape = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
+            raise ValueError(f"{kind}.{name} must give the shape [B={B}], got {shape}.")
     if world.terminal.dtype != torch.bool:
         raise TypeError(f"{kind}.terminal must be of torch.bool, got {world.terminal.dtype}.")
 
