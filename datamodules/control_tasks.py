@@ -83,11 +83,12 @@ class Lives(GroupedDataset):
 
 
 class InTurn(EpochOrder):
-    """Batches in the order of the items."""
+    """Batches in the order of the items; each process has neighbours, so that it has all worlds."""
 
     def order(self) -> NDArray[np.int64]:
-        """0, 1, 2, ..."""
-        return np.arange(self.size)
+        """0, 1, 2, ..., dealt so that process r of W has the r-th part of every batch."""
+        rows = np.arange(self.size - self.size % (self.batch_size * self.world))
+        return rows.reshape(-1, self.world, self.batch_size).swapaxes(1, 2).flatten()
 
 
 class ControlTasks(SplitDataModule):
@@ -158,7 +159,7 @@ class ControlTasks(SplitDataModule):
         return Lives(self.groups, worlds, seeds, repeats=1000 if stage == "train" else 1)
 
     def train_dataloader(self) -> ResumableLoader:
-        """All agents in every batch, in the same order; process r has agents r, r + W, ... of W processes."""
+        """All agents in every batch, in the same order; of W processes each has as many neighbours."""
         rank, world = self._place()
         if self.agents % world:
             raise ValueError(
@@ -168,6 +169,11 @@ class ControlTasks(SplitDataModule):
             raise ValueError(
                 f"Every training batch has all agents: with {self.agents} agents and {world} processes set batch_size "
                 f"to {self.agents // world}, not {self.batch_size}."
+            )
+        if world > 1 and self.batch_size < len(self.trained):
+            raise ValueError(
+                f"Every process needs agents in all {len(self.trained)} worlds, {self.agents} agents make "
+                f"{self.batch_size} for each of {world} processes: choose more `agents`, or fewer processes."
             )
         dataset = self.dataset("train")
         return ResumableLoader(dataset, InTurn((), len(dataset), self.batch_size, rank, world), self.collate)

@@ -14,7 +14,7 @@ from torch.func import functional_call, vmap
 from algornn.learners.checks import check_shares, check_whole
 from algornn.meta.control_networks import Policy, TwinCritics, Weights, fresh_weights, leaves, over, unit
 from algornn.meta.replay import Replay, Segments
-from algornn.meta.world import ContinuousWorld, check_world, normal, uniform
+from algornn.meta.world import ContinuousWorld, check_world, each, normal, uniform
 
 Rule = Callable[[Weights, Segments], Tensor]
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
@@ -89,15 +89,15 @@ class Agents:
         made = {world: world(SimpleNamespace(seed=seed[:1])) for world in dict.fromkeys(self.worlds)}
         for world in made.values():
             check_world(world)
-        sizes = [(made[world].observe().shape[1], made[world].action_size) for world in self.worlds]
-        self.observation_size, self.action_size = (max(size) for size in zip(*sizes, strict=True))
+        self.sizes = [(made[world].observe().shape[1], made[world].action_size) for world in self.worlds]
+        self.observation_size, self.action_size = (max(size) for size in zip(*self.sizes, strict=True))
         self.length = max(world.length for world in made.values())
         if self.steps > self.length:
             raise ValueError(f"`segments` have {self.steps} steps, the longest episode has only {self.length}.")
-        acting = torch.tensor([[d < D for d in range(self.action_size)] for _, D in sizes], device=seed.device)
+        acting = torch.tensor([[d < D for d in range(self.action_size)] for _, D in self.sizes], device=seed.device)
         self.real = acting.to(torch.get_default_dtype())  # that of the networks
         self.replay = Replay(self.real, self.capacity, self.length, self.observation_size)
-        self.nets = {
+        self.nets: dict[str, Policy | TwinCritics] = {
             "w": Policy(self.observation_size, self.action_size, hidden_sizes, self.predictions),
             "u": TwinCritics(self.observation_size, self.action_size, hidden_sizes),
         }
@@ -106,7 +106,7 @@ class Agents:
         self.time = 0
         self.age = torch.zeros_like(seed)
         self.scale = torch.ones(len(seed), device=seed.device)
-        self.w, self.u = (fresh_weights(net, self.seed) for net in self.nets.values())
+        self.w, self.u = (fresh_weights(net, self.seed + k, self.sizes) for k, net in enumerate(self.nets.values()))
         self.target_w, self.target_u = ({name: x.clone() for name, x in net.items()} for net in (self.w, self.u))
         self.moments = {
             f"{order}_{which}": {name: torch.zeros_like(x) for name, x in getattr(self, which).items()}
@@ -226,7 +226,7 @@ class Agents:
     def _teach(self, segments: Segments, half: int) -> None:
         """Move the critics by one step of TD3."""
         s, after = segments.observation[..., :-1, :], segments.observation[..., 1:, :]
-        noise = normal(self.seed, self.time, _TARGET + 10 * half, segments.action.shape[1:])
+        noise = each(normal, self.seed, self.time, _TARGET + 10 * half, segments.action.shape[1:])
         noise = (_SMOOTHING * noise).clamp(-_SMOOTHED, _SMOOTHED)
         with torch.no_grad():
             b = (self.policy(self.target_w, after) + noise).clamp(-1, 1) * self.real[:, None, None]
@@ -280,8 +280,8 @@ class Agents:
         running = [(rows, world(SimpleNamespace(seed=seeds[rows].flatten()))) for rows, world in groups]
         real = self.real[:, None]
         if explore:
-            noise = self.exploration * normal(self.seed, self.time, _NOISE, (self.length, E, D))
-            chance = 2 * uniform(self.seed, self.time, _UNIFORM, (self.length, E, D)).float() - 1
+            noise = self.exploration * each(normal, self.seed, self.time, _NOISE, (self.length, E, D))
+            chance = 2 * each(uniform, self.seed, self.time, _UNIFORM, (self.length, E, D)).float() - 1
             at_random = (self.age < self.random * self.every)[:, None, None]
         alive = torch.ones(N, E, device=seeds.device)
         s, steps = self._seen(running, E), []
@@ -349,8 +349,9 @@ class Agents:
         self.seed[which] = (uniform(self.seed, self.time, _BORN) * 2**62).long()[which]
         self.age[which] = 0
         self.replay.forget(which)
-        for name, net in self.nets.items():
-            for key, x in fresh_weights(net, self.seed[which]).items():
+        sizes = [size for size, born in zip(self.sizes, which.tolist(), strict=True) if born]
+        for k, (name, net) in enumerate(self.nets.items()):
+            for key, x in fresh_weights(net, self.seed[which] + k, sizes).items():
                 for weights in (getattr(self, name), getattr(self, f"target_{name}")):
                     weights[key] = weights[key].clone()
                     weights[key][which] = x

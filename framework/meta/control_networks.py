@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from algornn.learners.checks import check_whole
 
 Weights = dict[str, Tensor]
+Places = dict[str, tuple[int, list[int]]]  # of a weight: a dimension, and where along it
 _TINY = 1e-12
 
 
@@ -33,7 +34,14 @@ class Policy(nn.Sequential):
             check_whole(1, hidden_sizes=size)
         last = nn.Linear(hidden_sizes[-1], action_size + predictions)
         super().__init__(*_layers(observation_size, *hidden_sizes), last)
-        self.action_size = action_size
+        self.action_size, self.hidden_sizes, self.predictions = action_size, tuple(hidden_sizes), predictions
+
+    def narrow(self, observation_size: int, action_size: int) -> tuple[Policy, Places]:
+        """A new policy for fewer observations and actions, and where in this one's weights its weights belong."""
+        told = [*range(action_size), *range(self.action_size, self.action_size + self.predictions)]
+        last = f"{len(self) - 1}."
+        places = {"0.weight": (1, [*range(observation_size)]), f"{last}weight": (0, told), f"{last}bias": (0, told)}
+        return Policy(observation_size, action_size, self.hidden_sizes, self.predictions), places
 
     def forward(self, s: Tensor) -> Tensor:
         """``[..., O]`` to ``[..., D + m]``."""
@@ -53,6 +61,7 @@ class TwinCritics(nn.Module):
 
     def __init__(self, observation_size: int, action_size: int, hidden_sizes: Sequence[int]) -> None:
         super().__init__()
+        self.observation_size, self.hidden_sizes = observation_size, tuple(hidden_sizes)
         sizes = (observation_size + action_size, *hidden_sizes)
         self.first, self.second = (nn.Sequential(*_layers(*sizes), nn.Linear(sizes[-1], 1)) for _ in range(2))
 
@@ -61,17 +70,31 @@ class TwinCritics(nn.Module):
         x = torch.cat([s, b], -1)
         return torch.cat([self.first(x), self.second(x)], -1)
 
+    def narrow(self, observation_size: int, action_size: int) -> tuple[TwinCritics, Places]:
+        """New critics for fewer observations and actions, and where in these ones' weights their weights belong."""
+        seen = (1, [*range(observation_size), *range(self.observation_size, self.observation_size + action_size)])
+        places = {"first.0.weight": seen, "second.0.weight": seen}
+        return TwinCritics(observation_size, action_size, self.hidden_sizes), places
 
-def fresh_weights(net: nn.Module, seed: Tensor) -> Weights:
-    """New weights ``[N, ...]`` of a network from the seeds ``[N]`` of agents, torch's initialisation."""
+
+def fresh_weights(net: Policy | TwinCritics, seed: Tensor, sizes: Sequence[tuple[int, int]]) -> Weights:
+    """New weights ``[N, ...]`` of a network, torch's initialisation of one of every agent's own sizes, padded with 0.
+
+    Args:
+        net: of the largest sizes.
+        seed: ``[N]`` int64.
+        sizes: (O, D) of the N agents; what they are born with does not depend on how far it is padded.
+    """
     born = []
     with torch.random.fork_rng(devices=[]):
-        for own in seed.tolist():
-            torch.manual_seed(own)
-            for part in net.modules():
-                if isinstance(part, nn.Linear):
-                    part.reset_parameters()
-            born.append({name: p.detach().clone() for name, p in net.named_parameters()})
+        for own_seed, size in zip(seed.tolist(), sizes, strict=True):
+            torch.default_generator.manual_seed(own_seed)  # torch.manual_seed would seed all devices
+            own, places = net.narrow(*size)
+            weights = {name: p.detach() for name, p in own.named_parameters()}
+            for name, (dim, index) in places.items():
+                wide = torch.zeros_like(net.get_parameter(name))
+                weights[name] = wide.index_copy(dim, torch.tensor(index), weights[name])
+            born.append(weights)
     return {name: torch.stack([one[name] for one in born]).to(seed.device) for name in born[0]}
 
 

@@ -23,7 +23,7 @@ from algornn.meta.world import ContinuousWorld, uniform
 
 _END, _FLIP = 20, 21  # streams of chance
 _SCORES = ("agreement", "action_agreement", "improvement")
-_GOLDEN = (5**0.5 - 1) / 2
+_TINY = 1e-9
 _CLIP = 1.0  # norm of the objective's gradient
 
 
@@ -58,7 +58,8 @@ class MetaGenRL(Learner):
         optimizer: called with the objective's weights; None: Adam with its defaults.
         lifetime: updates of a fresh agent; in training a life lasts between a quarter and 7/4 of it.
         warmup: :math:`\beta`'s, in steps.
-        anchors: share of the agents that always follow their critic.
+        anchors: share of the agents that always follow their critic, in every world: of n agents the whole part of
+            this share of n.
         score: ``"agreement"``, ``"action_agreement"`` or ``"improvement"``.
         rivals: other rules that a test scores: "critic" (TD3), "reinforce", "reinforce_corrected",
             "reinforce_on_policy", "ppo", "dpo", of `algornn.meta.policy_rules`; or functions of your own,
@@ -80,7 +81,7 @@ class MetaGenRL(Learner):
         optimizer: Callable[[Iterable], torch.optim.Optimizer] | None = None,
         lifetime: int = 400,
         warmup: int = 200,
-        anchors: float = 1 / 3,
+        anchors: float = 0.5,
         score: str = "agreement",
         rivals: Sequence[str] = ("reinforce", "critic"),
         step: LearnedStep | None = None,
@@ -106,10 +107,15 @@ class MetaGenRL(Learner):
         self.worlds, self.agents, self.lifetime, self.warmup = dict(worlds), agents, lifetime, warmup
         self.anchors, self.score, self.rivals = anchors, score, tuple(rivals)
         self.population: Agents | None = None
-        self.ids = torch.empty(0, dtype=torch.long)
+        self.ids, self.dealt = torch.empty(0, dtype=torch.long), 1  # numbers of the agents, and of their worlds
         self._saved: list[tuple[Tensor, dict[str, Tensor]]] = []
 
     # Training.
+
+    def on_fit_start(self) -> None:
+        """Refuse to scale losses: the gradients of the objective and of the agents are taken by hand."""
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            raise ValueError("MetaGenRL does not train in 16-mixed, which scales losses: choose 32-true or bf16-mixed.")
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One update of every agent, then one of the objective; return minus the mean score."""
@@ -151,7 +157,7 @@ class MetaGenRL(Learner):
         """The agents of this process: born from the first batch, or taken over from a checkpoint."""
         if self.population is None:
             self.population = self._born(batch, self.step)
-            self.ids = batch.id.clone()
+            self.ids, self.dealt = batch.id.clone(), len(set(batch.world))
             place = {agent: row for row, agent in enumerate(self.ids.tolist())}
             self._check_saved(self.population)
             for ids, state in self._saved:
@@ -198,8 +204,9 @@ class MetaGenRL(Learner):
 
     def _share(self) -> Tensor:
         """What part the learned objective has in the step of every agent's policy, ``[N]``."""
-        turn = self.ids // len(self.worlds)
-        anchor = (turn * _GOLDEN).frac() < self.anchors
+        turn = self.ids // self.dealt  # so that every world has as many anchors
+        anchors = ((turn[:, None] + torch.arange(2, device=turn.device)) * self.anchors + _TINY).floor()
+        anchor = anchors[:, 1] > anchors[:, 0]
         return torch.where(anchor, 0.0, min(1.0, self.global_step / max(self.warmup, 1)))
 
     def _ends(self, seed: Tensor) -> Tensor:
@@ -274,10 +281,13 @@ class MetaGenRL(Learner):
     def on_test_epoch_start(self) -> None:
         """Start the scores of every test set, for the learned objective and for its rivals."""
         super().on_test_epoch_start()
-        loaders: Any = self.trainer.test_dataloaders
-        for name, loader in loaders.items():
+        for name, loader in self._test_sets().items():
             for rival in self.rivals:
                 self.scores[f"{name}_{_last(rival)}"] = self.new_scores(loader.dataset).to(self.device)
+
+    def _test_sets(self) -> dict[str, Any]:
+        loaders: Any = self.trainer.test_dataloaders
+        return loaders if isinstance(loaders, dict) else {"test": loaders}
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score a batch of agents by every rule."""
@@ -293,8 +303,7 @@ class MetaGenRL(Learner):
         """Log the scores; those of a rival are in or out of distribution as the set is."""
         super().on_test_epoch_end()
         ood = getattr(getattr(self.trainer, "datamodule", None), "ood", ())
-        loaders: Any = self.trainer.test_dataloaders
-        for name in loaders:
+        for name in self._test_sets():
             for rival in self.rivals:
                 self.results[f"{name}_{_last(rival)}"]["ood"] = name in ood
 

@@ -61,7 +61,7 @@ class OnlineNetwork(nn.Module):
         self.rule, self.input_size, self.output_size = rule, input_size, output_size
         self.log_rate = nn.Parameter(torch.tensor(math.log(learning_rate)))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed all devices
             linear = [nn.Linear(a, b) for a, b in pairwise((input_size, *hidden_sizes, output_size))]
         nn.init.zeros_(linear[-1].weight)
         nn.init.zeros_(linear[-1].bias)
@@ -86,11 +86,10 @@ class OnlineNetwork(nn.Module):
         moments: list[Weights] = [{name: torch.zeros_like(w) for name, w in weights.items()} for _ in _BETAS]
         learn = vmap(grad_and_value(self._loss, has_aux=True))
         logits = []
-        with torch.enable_grad():  # of the inner loss, also where nobody trains the rate
-            for t in range(x.shape[1]):
-                slope, (_, score) = learn(weights, x[:, t], y[:, t])
-                logits.append(score)
-                weights = self._step(weights, slope, moments, t + 1)
+        for t in range(x.shape[1]):
+            slope, (_, score) = learn(weights, x[:, t], y[:, t])  # also under no_grad, which torch.func overrides
+            logits.append(score)
+            weights = self._step(weights, slope, moments, t + 1)
         return torch.stack(logits, 1)
 
     def _loss(self, weights: Weights, x: Tensor, y: Tensor) -> tuple[Tensor, Any]:

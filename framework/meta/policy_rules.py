@@ -137,7 +137,7 @@ def _standard_advantages(agents: Agents, w: Weights, segments: Segments, kept: T
 def advantages(value: Tensor, segments: Segments, gamma: float, kept: Tensor | None = None) -> Tensor:
     """Generalized advantage estimation ``[..., T]`` from values ``[..., T + 1]``; `kept` weighs what comes after."""
     going = (1 - segments.terminal) * segments.mask
-    missed = segments.reward + gamma * going * value[..., 1:] - value[..., :-1]
+    missed = (segments.reward + gamma * going * value[..., 1:] - value[..., :-1]) * segments.mask
     kept = torch.ones_like(missed) if kept is None else kept
     total, found = torch.zeros_like(missed[..., 0]), []
     for now, goes, keeps in reversed(list(zip(*(x.unbind(-1) for x in (missed, going, kept)), strict=True))):
@@ -217,6 +217,7 @@ def agreement(
     p = policy[..., :-1, :].clone().requires_grad_()
     losses = objective(p * flip, value, worth, segments._replace(action=b * flip), told)
     slope = 1 - p.detach().square() if squashed else torch.ones_like(p)  # of tanh
+    slope = slope if segments.real is None else slope * segments.real  # critics have a slope in padding, too
     ours = slope * torch.autograd.grad(losses.sum(), p, create_graph=True)[0]
     wanted = slope * torch.autograd.grad((agents.opinion(now, p) * segments.mask).sum(), p)[0]
     shared, lengths = (ours * -wanted).flatten(1).sum(1), [x.square().flatten(1).sum(1) for x in (ours, wanted)]

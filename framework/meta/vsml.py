@@ -155,7 +155,8 @@ class VSML(nn.Module):
 
     def random_half(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Numbers ``[..., S]``, the first half from the standard normal cut at 2, the others 0."""
-        half = nn.init.trunc_normal_(torch.empty(*shape, self.state_size // 2), generator=generator)
+        empty = torch.empty(*shape, self.state_size // 2, dtype=torch.float32)  # whatever the default is
+        half = nn.init.trunc_normal_(empty, generator=generator)
         return F.pad(half, (0, self.state_size - half.shape[-1]))
 
     def tick(self, cells: list[Cells], messages: Messages, x: Tensor, told: Tensor | None) -> Tensor:

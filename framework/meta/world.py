@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 # Constants of splitmix64 (Steele, Lea and Flood 2014) as signed numbers.
+_APART = 1000  # between the streams of chance of the dimensions of an action
 _GAMMA, _FIRST, _SECOND = (value - 2**64 for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
@@ -109,6 +110,12 @@ def normal(seed: Tensor, time: int, stream: int, shape: Sequence[int]) -> Tensor
     """Numbers from N(0, 1), float32, ``[..., *shape]``, as `uniform`."""
     number = uniform(seed, time, stream, shape).clamp(min=2.0**-53)
     return (2**0.5 * torch.erfinv(2 * number - 1)).float()
+
+
+def each(draw: Callable[..., Tensor], seed: Tensor, time: int, stream: int, shape: Sequence[int]) -> Tensor:
+    """Numbers of `uniform` or `normal`, ``[..., *shape]``, that do not depend on how long the last dimension is."""
+    *others, D = shape
+    return torch.stack([draw(seed, time, stream + _APART * (d + 1), others) for d in range(D)], -1)
 
 
 def pick(number: Tensor, choices: int | Tensor) -> Tensor:

@@ -54,6 +54,20 @@ def test_agents_that_the_processes_cannot_share_out_are_refused(monkeypatch):
         data.train_dataloader()
 
 
+def test_every_process_has_agents_in_all_worlds(monkeypatch):
+    data, found = ControlTasks("hopper", agents=8, batch_size=4), []  # two worlds, two processes
+    for rank in range(2):
+        monkeypatch.setattr(data, "_place", lambda rank=rank: (rank, 2))
+        batches = [batch for batch, _ in zip(data.train_dataloader(), range(3), strict=False)]
+        assert all(set(batch.world) == {"lunar_lander", "half_cheetah"} for batch in batches)
+        found.append([batch.id.tolist() for batch in batches])
+    assert found == [[[0, 1, 2, 3]] * 3, [[4, 5, 6, 7]] * 3]
+    few = ControlTasks(agents=4, batch_size=2)
+    monkeypatch.setattr(few, "_place", lambda: (0, 2))
+    with pytest.raises(ValueError, match="needs agents in all 3 worlds, 4 agents make 2 for each of 2 processes"):
+        few.train_dataloader()
+
+
 def test_batches_that_do_not_share_out_the_agents_are_refused():
     with pytest.raises(ValueError, match="with 12 agents and 1 processes set batch_size to 12, not 5"):
         ControlTasks(batch_size=5).train_dataloader()

@@ -42,6 +42,28 @@ def test_an_agent_does_not_depend_on_the_others():
     assert not torch.equal(together.w["0.weight"][0], together.w["0.weight"][4])
 
 
+def test_an_agent_is_the_same_however_far_it_is_padded():
+    together, returns = trained(WORLDS, [3, 4, 5, 6])
+    for n in range(4):
+        alone, own = trained([WORLDS[n]], [3 + n])
+        torch.testing.assert_close(returns[4][n : n + 1], own[4], rtol=1e-4, atol=1e-4)
+        s = alone.collect(1).observation
+        wide = torch.nn.functional.pad(s, (0, together.observation_size - s.shape[-1]))
+        wide = wide.expand(4, *wide.shape[1:])
+        b = together.policy(together.w, wide)[n : n + 1, ..., : alone.action_size]
+        torch.testing.assert_close(b, alone.policy(alone.w, s), rtol=1e-4, atol=1e-5)
+        assert (together.u["first.0.weight"][n, :, alone.observation_size : 10] == 0).all()
+        assert (together.u["second.0.weight"][n, :, 10 + alone.action_size :] == 0).all()
+        assert (together.w["3.weight"][n, alone.action_size :] == 0).all()
+
+
+def test_policy_and_critics_are_born_of_other_numbers():
+    agents, _ = trained(WORLDS[:1], [1], updates=0)
+    assert not torch.equal(agents.w["0.bias"], agents.u["first.0.bias"])
+    bounds = [x.abs().max() * size**0.5 for x, size in ((agents.w["0.weight"], 6), (agents.u["first.0.weight"], 8))]
+    assert all(0.8 < bound <= 1 for bound in bounds)  # torch's, by the sizes of the agent's own world
+
+
 def test_padded_observations_and_actions_are_zero_and_change_nothing():
     agents, _ = trained(WORLDS, [1, 2, 3, 4])
     assert agents.observation_size == 10

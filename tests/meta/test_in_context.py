@@ -311,3 +311,16 @@ def test_a_stream_without_examples_has_no_predictions():
 def test_online_networks_without_units_or_with_an_infinite_rate_are_refused(settings):
     with pytest.raises(ValueError, match=r"must be at least 1, got 0|must be above 0, got inf"):
         OnlineNetwork(4, 2, **settings)
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adam"])
+def test_where_no_gradient_is_asked_for_none_is_kept(rule):
+    network, x, y = OnlineNetwork(5, 3, rule=rule), torch.randn(2, 6, 5), torch.randint(3, (2, 6))
+    asked = network(x, y)
+    with torch.no_grad():
+        told = network(x, y)
+    assert asked.requires_grad
+    assert not told.requires_grad
+    torch.testing.assert_close(told, asked.detach())
+    with torch.inference_mode():
+        torch.testing.assert_close(network(x, y), told)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from algornn.meta import LearnedObjective, Segments, agreement, improvement
@@ -196,6 +197,22 @@ class Stack:
 
 def stacked():
     return Segments(*map(torch.stack, zip(*(segments(seed=n)[:-1] for n in range(2)), strict=True)))
+
+
+def test_agreement_does_not_count_padded_actions():
+    network, agents, b = objective(advantages=True), Stack(), stacked()
+    expected = agreement(network, agents, b)
+
+    class Padded(Stack):
+        def policy(self, w, s):
+            return F.pad(super().policy(w, s), (0, 1))
+
+        def opinion(self, s, b):
+            return super().opinion(s, b[..., :2]) + 5 * b[..., 2]
+
+    real = torch.tensor([1.0, 1, 0]).double().expand(2, 1, 1, 3)
+    found = agreement(network, Padded(), b._replace(action=F.pad(b.action, (0, 1)), real=real))
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize(("signs", "squashed"), [((1.0, 1.0), True), ((1.0, -1.0), True), ((1.0, -1.0), False)])

@@ -5,6 +5,7 @@ import json
 import re
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -97,10 +98,12 @@ def test_agents_begin_anew_at_their_age_and_anchors_follow_their_critic(tmp_path
     assert (agents.age <= model._ends(agents.seed) + agents.every).all()
     assert (agents.age < 14).any()
     share = learner()
-    share.ids, share.warmup = torch.arange(24), 0
+    share.ids, share.dealt, share.warmup = torch.arange(24), 4, 0
     share._trainer = None
     share.__class__ = type("At", (MetaGenRL,), {"global_step": 1})
-    assert share._share().view(6, 4)[:, 0].tolist() == [0, 1, 0, 1, 1, 0]
+    assert share._share().view(6, 4).tolist() == [[1.0] * 4, [0.0] * 4] * 3  # half of the agents in every world
+    share.ids, share.dealt, share.anchors = torch.arange(12), 2, 1 / 3
+    assert (share._share() == 0).tolist() == [False] * 4 + [True] * 2 + [False] * 4 + [True] * 2
 
 
 def test_killed_and_resumed_it_goes_on_as_it_would_have(tmp_path):
@@ -223,6 +226,21 @@ def test_rivals_live_the_same_lives_and_the_objective_stays_as_it_is():
     assert torch.equal(weights(model), before)
     (mine,) = model.scored(batch)
     assert not torch.allclose(mine[1], found[1])
+
+
+def test_a_plain_loader_is_the_test(tmp_path):
+    model = learner(rivals=("critic",))
+    loader = ControlTasks(test_agents=2, batch_size=2).test_dataloader()["test"]
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    trainer.test(model, loader, verbose=False)
+    assert set(model.results) == {"test", "test_critic"}
+
+
+def test_scaled_losses_are_refused():
+    model = learner()
+    model._trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=object()))
+    with pytest.raises(ValueError, match=r"does not train in 16-mixed, .* choose 32-true or bf16-mixed"):
+        model.on_fit_start()
 
 
 def test_a_rule_that_there_is_not_is_refused():

@@ -49,9 +49,19 @@ def test_advantages_are_those_of_a_loop():
     for t in reversed(range(T)):
         goes = (1 - terminal[0, t]) * mask[0, t]
         here = segments.reward[0, t] + gamma * goes * value[0, t + 1] - value[0, t] + gamma * 0.95 * goes * total
+        here = here * mask[0, t]
         expected.append(here)
         total = kept[0, t] * here
     torch.testing.assert_close(advantages(value, segments, gamma, kept)[0], torch.stack(expected[::-1]))
+
+
+def test_padding_after_a_time_limit_says_nothing():
+    full = Segments(*(torch.zeros(1, n) for n in (4, 3)), *(torch.ones(1, 3) * x for x in (1, 0, 1, 0)))
+    value = torch.arange(1.0, 5.0)[None]
+    cut = full._replace(mask=torch.tensor([[1.0, 1, 0]]), reward=torch.tensor([[1.0, 1, 0]]))
+    short = Segments(*(x[:, :-1] for x in full[:-1]))
+    torch.testing.assert_close(advantages(value, cut, 0.9)[:, :2], advantages(value[:, :3], short, 0.9))
+    assert advantages(value, cut, 0.9)[0, 2] == 0
 
 
 def test_the_drift_is_flat_at_one_and_never_negative():

@@ -78,3 +78,14 @@ def test_first_states_are_the_same_in_every_call_and_half_of_each_is_random():
     assert first.c[..., :8].std() > 0.3
     assert not first.c[..., 8:].any()
     assert not first.h.any()
+
+
+def test_first_states_are_the_same_whatever_the_default_dtype():
+    network = VSML(4, 3)
+    first = network.first_cells(torch.zeros(2, 1, 4))[0].c
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = network.first_cells(torch.zeros(2, 1, 4))[0].c
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(again.float(), first)
