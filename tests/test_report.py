@@ -307,7 +307,7 @@ def test_a_changed_network_is_no_seed_of_the_recipe_and_gets_no_verdict(tmp_path
         metrics = json.loads(file.read_text())
         file.write_text(json.dumps(metrics | {"command": f"algornn fit --config x{options}"}))
         runs.append(read_run(folder))
-    assert [run.changed for run in runs] == [[], [], ["model.model.layer", "data.batch_size"]]
+    assert [list(run.options) for run in runs] == [[], [], ["model.model.layer", "data.batch_size"]]
     rows = published_against_measured(runs).rows
     assert len(rows) == 2 * len({row[0] for row in rows})
     assert all("(n = 2)" in row[2] or "not as the recipe: model.model.layer, data.batch_size" in row[4] for row in rows)

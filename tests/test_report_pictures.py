@@ -138,28 +138,64 @@ def test_returns_have_a_panel_for_every_group_and_a_place_for_every_rule_and_run
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["seed 1", "seed 2"]
 
 
+def by_car(value, examples=20):
+    return {"ood": True, "return": value, "groups": {"car": {"return": value, "examples": examples}}}
+
+
+def rows_of(told):
+    """The first two cells of every row of the tables that were told, without those that begin with dashes."""
+    return dict(re.findall(r"^\| (\w.*?) +\| +(.+?) +\|", told, re.MULTILINE))
+
+
 def test_returns_over_seeds_have_intervals_and_differences_seed_by_seed(tmp_path, capsys):
-    learned, reinforce = (1.0, 2.0, 6.0), (0.0, 2.0, 4.0)
     folders = []
-    for seed, (ours, theirs) in enumerate(zip(learned, reinforce, strict=True)):
-        stages = {
-            name: {"ood": True, "return": value, "groups": {"car": {"return": value, "examples": 20}}}
-            for name, value in {"test": ours, "test_reinforce": theirs, "test_reinforce_old": 0.0}.items()
-        }
+    for seed, (ours, theirs) in enumerate([(1.0, 0.0), (2.0, 2.0), (6.0, 4.0)]):
+        stages = {"test": by_car(ours), "test_reinforce": by_car(theirs), "test_reinforce_old": by_car(0.0)}
         stages["seen"] = {"ood": False, "return": 0.0, "groups": {f"world{seed}": {"return": 0.0, "examples": 1}}}
         folders.append(str(write_run(tmp_path / f"{seed}", seed, steps=1000, stages=stages)))
     main([*folders, "--out", str(tmp_path / "report")])
     told = capsys.readouterr().out
     # Three runs: half the interval is 4.302653 s / sqrt(3); s is sqrt(7), 2 and, of the differences 1, 0 and 2, 1.
-    rows = re.findall(r"^\| (test\S*(?: less \S+)?) +\| +(.+?) \|", told, re.MULTILINE)
-    assert dict(rows) == {
-        "test": "3 ± 6.6",
-        "test_reinforce": "2 ± 5",
-        "test_reinforce_old": "0 ± 0",
+    assert {name: cell for name, cell in rows_of(told).items() if name.startswith("test")} == {
+        "test (OOD)": "3 ± 6.6",
+        "test_reinforce (OOD)": "2 ± 5",
+        "test_reinforce_old (OOD)": "0 ± 0",
         "test less test_reinforce": "1 ± 2.5",
         "test less test_reinforce_old": "3 ± 6.6",
     }
-    assert "Means of 3 runs" in told
-    assert "seen" not in told.partition("mean return")[2]  # no world of it is that of all runs
+    assert "Means over seeds" in told
+    assert told.count("seen (IID)") == 3  # no world of it is that of all runs: they stand by themselves
     main([folders[0], "--out", str(tmp_path / "one")])
     assert "less" not in capsys.readouterr().out
+
+
+def test_only_runs_that_differ_in_their_seeds_alone_are_taken_together(tmp_path, capsys):
+    command = "algornn fit --config own --model.score={} --data.seed {}"
+    folders = []
+    for score, values in {"agreement": (1.0, 3.0), "improvement": (5.0, 5.0)}.items():
+        for seed, value in enumerate(values):
+            told = {"stages": {"test": by_car(value)}, "command": command.format(score, seed)}
+            folders.append(str(write_run(tmp_path / f"{score}{seed}", seed, steps=1000, **told)))
+    odd = {"stages": {"test": by_car(9.0)}, "command": command.format("agreement", 2)}
+    longer = write_run(tmp_path / "longer", 2, steps=1000, **odd)
+    (longer / "metrics.json").write_text(json.dumps(json.loads((longer / "metrics.json").read_text()) | {"steps": 7}))
+    folders.append(str(longer))
+    main([*folders, "--out", str(tmp_path / "report")])
+    found = {name: cell for name, cell in rows_of(capsys.readouterr().out).items() if name.endswith(": test (OOD)")}
+    assert {name.partition(" ")[2]: cell for name, cell in found.items()} == {
+        "(score=agreement), 2 seeds: test (OOD)": "2 ± 13",
+        "(score=improvement), 2 seeds: test (OOD)": "5 ± 0",
+        "longer: test (OOD)": "9",
+    }
+    told = {"stages": {"test": by_car(2.0)}, "command": command.format("agreement", 0)}
+    again = str(write_run(tmp_path / "again", 0, steps=1000, **told))
+    main([folders[0], again, "--out", str(tmp_path / "twice")])
+    assert "Means over seeds" not in capsys.readouterr().out  # one seed, twice
+
+
+def test_a_world_without_a_number_leaves_the_others(tmp_path, capsys):
+    groups = {"car": {"return": float("nan"), "examples": 2}, "boat": {"return": 1.5, "examples": 2}}
+    main([str(write_run(tmp_path / "run", steps=1000, stages={"test": by_car(float("nan")) | {"groups": groups}}))])
+    told = capsys.readouterr().out
+    assert rows_of(told)["test (OOD)"] == "1.5"
+    assert "lacks the results" not in told

@@ -268,6 +268,16 @@ def test_a_checkpoint_of_another_model_is_refused(run, capsys, tmp_path):
             ["fit", "--config", "quickstart", "--trainer.max_stepz", "3"],
             "--trainer.max_stepz (did you mean 'max_steps'?)",
         ),
+        (["fit", "--config", "quickstart", "--run-dir", "x"], "There is no option --run-dir (did you mean 'run_dir'?)"),
+        (["fit", "quickstart"], "--help lists all options"),
+        (["fit", "--config", "metagenrl_pendulum", "--model.agents.seed", "3"], "Agents has no option 'seed'; it has"),
+        (
+            [
+                *("fit", "--config", "metagenrl_pendulum", "--model.agents", "algornn.meta.PredictingAgents"),
+                *("--model.agents.hiden_sizes", "[8]"),
+            ],
+            "PredictingAgents has no option 'hiden_sizes' (did you mean 'hidden_sizes'?)",
+        ),
         (["fit", "--config", "quickstart", "--run_dri=x"], "There is no option --run_dri (did you mean 'run_dir'?)"),
         (["fit", "--config", "quickstart", "--ckpt_path", "no.ckpt"], "No checkpoint at no.ckpt"),
         (["fit", "--config", "babi_all_tprrnn", "--data.data_dir", "nowhere"], "nowhere"),

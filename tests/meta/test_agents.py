@@ -311,3 +311,15 @@ class Misshapen(Odd):
 def test_worlds_that_give_something_else_are_refused(what, change, error, said):
     with pytest.raises(error, match=said):
         Agents([partial(Misshapen, what=what, change=change)], torch.arange(1), **SMALL)
+
+
+def test_worlds_that_lack_something_are_refused():
+    class Unfinished(Odd):
+        def __init__(self, batch):
+            super().__init__(batch)
+            del self.terminal
+
+    with pytest.raises(TypeError, match="Unfinished lacks `terminal`, which every ContinuousWorld has"):
+        Agents([Unfinished], torch.arange(1), **SMALL)
+    with pytest.raises(TypeError, match="act in a ContinuousWorld each, got SimpleNamespace"):
+        Agents([lambda batch: SimpleNamespace()], torch.arange(1), **SMALL)

@@ -248,6 +248,13 @@ def test_a_rule_that_there_is_not_is_refused():
         learner().rule(None, "luck")
 
 
+def test_a_rule_whose_module_has_an_error_is_told(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken_rules.py").write_text("import no_such_thing\n")
+    with pytest.raises(ValueError, match=r"'broken_rules.mine' cannot be imported: .*no_such_thing"):
+        learner(rivals=("broken_rules.mine",))
+
+
 def documented(word):
     """The Python block of the documentation that holds a word."""
     page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
