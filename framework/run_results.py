@@ -9,6 +9,7 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ class RunResults:
         ours = ("model", "data", "trainer.limit_test_batches", "trainer.limit_train_batches")
         free = ("data.seed", "data.data_dir", "data.init_args.data_dir", "data.init_args.seed")
         found, words = dict[str, str](), shlex.split(str(self.metrics.get("command") or ""))
-        for word, after in zip(words, [*words[1:], ""], strict=True):
+        for word, after in pairwise([*words, ""]):
             option, equals, value = word.removeprefix("--").partition("=")
             meant = any(option == our or option.startswith(f"{our}.") for our in ours)
             if word.startswith("--") and option not in free and meant:
