@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pydoc import ErrorDuringImport, locate
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import lightning
 import torch
@@ -71,8 +71,9 @@ def plain_sentence(error: BaseException) -> str:
                 )
             meant = [n for n in known if n.endswith("Probe")] if key == "probe: " else known
             return f"{key}no class is named {name!r}{closest(name, meant)}; one of your own is given as module.Class."
-        elif (found := re.search(r"Option '(\w+)' is not accepted", line)) and (options := _options_of(kind)):
-            options = [option for option in options if option != found[1]]
+        elif (found := re.search(r"Option '(\w+)' is not accepted", line)) and (
+            options := [option for option in _options_of(kind, "Callable[" in line) if option != found[1]]
+        ):
             told = closest(found[1], options) or f"; it has {', '.join(options)}"
             return f"{key}{kind.rpartition('.')[2]} has no option {found[1]!r}{told}."
         elif (found := re.search(r"nrecognized arguments:.*?--([\w.-]+)", line)) and not key:
@@ -92,13 +93,21 @@ def plain_sentence(error: BaseException) -> str:
     return text.splitlines()[0]
 
 
-def _options_of(kind: str) -> list[str]:
-    """Return the options that the parser takes for a class, those that it hands on as keywords among them."""
+def _options_of(kind: str, called: bool) -> list[str]:
+    """Return the options that the parser takes for a class, those that it hands on as keywords among them.
+
+    Args:
+        kind: the class.
+        called: whether the command line leaves to a caller what has no default.
+    """
     try:
-        named = ArgumentParser(exit_on_error=False).add_class_arguments(cast(Any, locate(kind)), fail_untyped=False)
-    except (ValueError, TypeError, ErrorDuringImport):
+        found: Any = locate(kind)
+        named = ArgumentParser(exit_on_error=False).add_class_arguments(found, fail_untyped=False)
+        own = inspect.signature(found).parameters
+    except (ValueError, TypeError, ImportError, ErrorDuringImport):
         return []
-    return [*dict.fromkeys(name.partition(".")[0] for name in named)]
+    names = dict.fromkeys(name.partition(".")[0] for name in named)
+    return [name for name in names if not (called and name in own and own[name].default is inspect.Parameter.empty)]
 
 
 def closest(name: str, known: Sequence[str]) -> str:

@@ -68,8 +68,8 @@ def results(runs: Sequence[RunResults], errors: bool = True) -> Table:
         columns["of published steps"] = [fraction(run.budget) for run in runs]
     for stage, ood in sets:
         found = [run.accuracy(stage) if in_set(run, stage, ood) else None for run in runs]
-        others = [run.measure(stage, measure) for run, measure in product(runs, OTHER_MEASURES)]
-        if all(a is None for a in found) and any(other is not None for other in others):
+        others = [run.measure(stage, m) is not None or run.groups(stage, m) for run, m in product(runs, OTHER_MEASURES)]
+        if all(a is None for a in found) and any(others):
             continue
         told = [f" ({percent(1 - a)})" if errors and a is not None else "" for a in found]
         columns[f"{set_name(stage, ood)} %{' (error)' if errors else ''}"] = [
@@ -154,8 +154,12 @@ def probe_parts(runs: Sequence[RunResults]) -> Table:
 def published_against_measured(runs: Sequence[RunResults]) -> Table:
     """Return published against measured numbers, a row per recipe and published number, seeds together."""
     rows = []
-    for recipe, options in dict.fromkeys((run.recipe, tuple(run.options.items())) for run in runs):
-        same = [run for run in runs if (run.recipe, tuple(run.options.items())) == (recipe, options) and run.finished]
+    alike = [(run.recipe, sorted(run.options.items())) for run in runs]
+    for i, experiment in enumerate(alike):
+        if experiment in alike[:i]:
+            continue
+        recipe = experiment[0]
+        same = [run for run, other in zip(runs, alike, strict=True) if other == experiment and run.finished]
         for published in same[0].published if same else []:
             stage = str(published["stage"])
             over = str(published.get("over") or "groups")
@@ -243,7 +247,7 @@ def measurements(runs: Sequence[RunResults]) -> str:
         for stage, result in run.stages.items():
             ood = bool(result.get("ood"))
             told = {"mean accuracy over groups": run.accuracy(stage, "groups")}
-            told |= {"accuracy over examples": result.get("sequence_accuracy")}
+            told |= {"accuracy over examples": run.accuracy(stage, "examples")}
             told |= {name.replace("_", " "): run.measure(stage, name) for name in OTHER_MEASURES}
             told |= {"standard error of the return": run.return_error(stage)}
             for what in ("accuracy", "squared_error"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,8 +10,8 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from algornn.report_figures import WIDTH, Picture, picture, run_colours
-from algornn.report_tables import Table, in_set, set_name, test_sets, with_error
-from algornn.run_results import RunResults, natural
+from algornn.report_tables import Table, in_set, number, set_name, test_sets, with_error
+from algornn.run_results import RunResults, natural, read_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,13 +33,16 @@ class Seeds:
 
     @property
     def name(self) -> str:
-        """The recipe, and the options that are not its own."""
-        options = [f"{option.rpartition('.')[2]}={value}" for option, value in self.runs[0].options.items()]
-        return f"{self.runs[0].recipe} ({', '.join(options)})" if options else self.runs[0].recipe
+        """The recipe, the options that are not its own, steps and seeds."""
+        first = self.runs[0]
+        options = {option.rpartition(".")[2]: value for option, value in (first.options | first.setting).items()}
+        told = [f"{option}={value}" for option, value in options.items()]
+        return f"{first.recipe} ({', '.join([*told, f'{number(first.steps)} steps', f'{len(self.runs)} seeds'])})"
 
     def tell(self, run: RunResults, stage: str) -> bool:
         """Whether the means tell of all returns of a run in a test set."""
-        return run in self.runs and run.groups(stage, "return").keys() == self.returns.get(stage, {}).keys()
+        worlds = run.stages[stage].get("groups") or {}  # also those whose return is no number
+        return run in self.runs and worlds.keys() == self.returns.get(stage, {}).keys()
 
     def means(self) -> Iterator[tuple[str, dict[str, tuple[float, float]]]]:
         """Yield what the returns are on average, set by set, and what those of a set less a rival's are, run by run.
@@ -65,10 +69,28 @@ def seeds_of(runs: Sequence[RunResults]) -> list[Seeds]:
     together: dict[str, list[RunResults]] = {}
     for run in runs:
         if any(run.groups(stage, "return") for stage in run.stages):
-            same = (run.recipe, run.model, run.data, run.steps, run.options, run.setting)
-            together.setdefault(repr(same), []).append(run)
+            together.setdefault(_experiment(run), []).append(run)
     alike = [seeds for seeds in together.values() if len({run.seed for run in seeds}) == len(seeds) > 1]
     return [Seeds(seeds, _shared(seeds)) for seeds in alike]
+
+
+def _experiment(run: RunResults) -> str:
+    """What runs that differ in their seeds alone have in common, as text."""
+    config = run.config
+    if run.folder.parent.name == "tests":  # what a run was tested for apart
+        config = read_run(run.folder.parent.parent).config
+    trainer = config.get("trainer") or {}
+    trained = {key: trainer.get(key) for key in ("precision", "gradient_clip_val", "accumulate_grad_batches")}
+    told = [run.recipe, run.model, run.data, run.steps, run.options, run.setting, trained]
+    told += [_seedless(config.get(section)) for section in ("data", "model")]
+    return json.dumps(told, sort_keys=True, default=str)
+
+
+def _seedless(tree: Any) -> Any:
+    """A part of a configuration without its seeds and places."""
+    if not isinstance(tree, dict):
+        return tree
+    return {key: _seedless(value) for key, value in tree.items() if key not in ("seed", "data_dir")}
 
 
 def _shared(runs: Sequence[RunResults]) -> dict[str, dict[str, list[float]]]:
@@ -102,7 +124,7 @@ def mean_returns(runs: Sequence[RunResults]) -> Table:
     """Return the table of mean returns over seeds: a row for every test set and rival, a column for every world."""
     found: list[tuple[str, dict[str, str]]] = []
     for seeds in seeds_of(runs):
-        name = f"{seeds.name}, {len(seeds.runs)} seeds: " if len(seeds.runs) < len(runs) else ""
+        name = f"{seeds.name}: " if len(seeds.runs) < len(runs) else ""
         for what, means in seeds.means():
             found.append((name + what, {world: with_error(*mean) for world, mean in means.items()}))
     note = "Means over seeds ± half of the 95 % interval of Student's t; differences are taken seed by seed."

@@ -113,7 +113,7 @@ class RunResults:
             option, equals, value = word.removeprefix("--").partition("=")
             meant = any(option == our or option.startswith(f"{our}.") for our in ours)
             if word.startswith("--") and option not in free and meant:
-                found[option] = value if equals else after
+                found[option] = value if equals else "" if after == "&&" or after.startswith("--") else after
         return found
 
     @property

@@ -183,8 +183,8 @@ def test_only_runs_that_differ_in_their_seeds_alone_are_taken_together(tmp_path,
     main([*folders, "--out", str(tmp_path / "report")])
     found = {name: cell for name, cell in rows_of(capsys.readouterr().out).items() if name.endswith(": test (OOD)")}
     assert {name.partition(" ")[2]: cell for name, cell in found.items()} == {
-        "(score=agreement), 2 seeds: test (OOD)": "2 ± 13",
-        "(score=improvement), 2 seeds: test (OOD)": "5 ± 0",
+        "(score=agreement, 100,000 steps, 2 seeds): test (OOD)": "2 ± 13",
+        "(score=improvement, 100,000 steps, 2 seeds): test (OOD)": "5 ± 0",
         "longer: test (OOD)": "9",
     }
     told = {"stages": {"test": by_car(2.0)}, "command": command.format("agreement", 0)}
@@ -198,4 +198,17 @@ def test_a_world_without_a_number_leaves_the_others(tmp_path, capsys):
     main([str(write_run(tmp_path / "run", steps=1000, stages={"test": by_car(float("nan")) | {"groups": groups}}))])
     told = capsys.readouterr().out
     assert rows_of(told)["test (OOD)"] == "1.5"
+    assert "test (OOD) %" not in told
     assert "lacks the results" not in told
+
+
+def test_a_seed_whose_return_is_no_number_hides_nothing(tmp_path, capsys):
+    folders = []
+    for seed, car in enumerate([1.0, 2.0, float("nan")]):
+        groups = {"car": {"return": car, "examples": 2}, "boat": {"return": 4.0, "examples": 2}}
+        stages = {"test": {"ood": True, "return": car, "groups": groups}}
+        folders.append(str(write_run(tmp_path / f"{seed}", seed, steps=1000, stages=stages)))
+    main([*folders, "--out", str(tmp_path / "report")])
+    told = capsys.readouterr().out
+    assert re.search(r"\| test \(OOD\) +\| +4 ± 0 \|", told)  # of boats alone
+    assert len(re.findall(r": test \(OOD\) +\| +4 +\| +([12-]) \|", told)) == 3

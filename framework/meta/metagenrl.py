@@ -205,7 +205,7 @@ class MetaGenRL(Learner):
     def _share(self) -> Tensor:
         """What part the learned objective has in the step of every agent's policy, ``[N]``."""
         turn = self.ids // self.dealt  # so that every world has as many anchors
-        anchors = ((turn[:, None] + torch.arange(2, device=turn.device)) * self.anchors + _TINY).floor()
+        anchors = ((turn[:, None] + torch.arange(2, device=turn.device)).double() * self.anchors + _TINY).floor()
         anchor = anchors[:, 1] > anchors[:, 0]
         return torch.where(anchor, 0.0, min(1.0, self.global_step / max(self.warmup, 1)))
 

@@ -257,7 +257,7 @@ def test_a_checkpoint_of_another_model_is_refused(run, capsys, tmp_path):
         ),
         (
             ["fit", "--config", "graph_navigation_lstm", "--model.model.layer.heads", "4"],
-            "LSTM has no option 'heads'; it has input_size, hidden_size, layers,",
+            "LSTM has no option 'heads'; it has hidden_size, layers,",
         ),
         (["fit", "--config", "quickstart", "--data.batch_size", "many"], "batch_size: Expected a int"),
         (
@@ -270,7 +270,10 @@ def test_a_checkpoint_of_another_model_is_refused(run, capsys, tmp_path):
         ),
         (["fit", "--config", "quickstart", "--run-dir", "x"], "There is no option --run-dir (did you mean 'run_dir'?)"),
         (["fit", "quickstart"], "--help lists all options"),
-        (["fit", "--config", "metagenrl_pendulum", "--model.agents.seed", "3"], "Agents has no option 'seed'; it has"),
+        (
+            ["fit", "--config", "metagenrl_pendulum", "--model.agents.seed", "3"],
+            "Agents has no option 'seed'; it has hidden_sizes,",
+        ),
         (
             [
                 *("fit", "--config", "metagenrl_pendulum", "--model.agents", "algornn.meta.PredictingAgents"),
