@@ -41,8 +41,9 @@ class Seeds:
 
     def tell(self, run: RunResults, stage: str) -> bool:
         """Whether the means tell of all returns of a run in a test set."""
-        worlds = run.stages[stage].get("groups") or {}  # also those whose return is no number
-        return run in self.runs and worlds.keys() == self.returns.get(stage, {}).keys()
+        worlds = run.stages[stage].get("groups")  # also those whose return is no number
+        told = isinstance(worlds, dict) and worlds.keys() == self.returns.get(stage, {}).keys()
+        return told and run in self.runs
 
     def means(self) -> Iterator[tuple[str, dict[str, tuple[float, float]]]]:
         """Yield what the returns are on average, set by set, and what those of a set less a rival's are, run by run.
@@ -76,11 +77,12 @@ def seeds_of(runs: Sequence[RunResults]) -> list[Seeds]:
 
 def _experiment(run: RunResults) -> str:
     """What runs that differ in their seeds alone have in common, as text."""
-    config = run.config
-    if run.folder.parent.name == "tests":  # what a run was tested for apart
-        config = read_run(run.folder.parent.parent).config
-    trainer = config.get("trainer") or {}
-    trained = {key: trainer.get(key) for key in ("precision", "gradient_clip_val", "accumulate_grad_batches")}
+    config, tested = run.config, run.folder.parent.parent
+    if not config and (tested / "config.yaml").is_file():  # a test of its own, in the folder `tests` of a run
+        config = read_run(tested).config
+    trainer = config.get("trainer")
+    kept = ("precision", "gradient_clip_val", "accumulate_grad_batches")
+    trained = {key: trainer.get(key) for key in kept} if isinstance(trainer, dict) else {}
     told = [run.recipe, run.model, run.data, run.steps, run.options, run.setting, trained]
     told += [_seedless(config.get(section)) for section in ("data", "model")]
     return json.dumps(told, sort_keys=True, default=str)

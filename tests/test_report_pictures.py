@@ -212,3 +212,17 @@ def test_a_seed_whose_return_is_no_number_hides_nothing(tmp_path, capsys):
     told = capsys.readouterr().out
     assert re.search(r"\| test \(OOD\) +\| +4 ± 0 \|", told)  # of boats alone
     assert len(re.findall(r": test \(OOD\) +\| +4 +\| +([12-]) \|", told)) == 3
+
+
+def test_tests_apart_are_those_of_the_configuration_that_was_trained(tmp_path, capsys):
+    folders = []
+    for seed, lifetime in enumerate([400, 400, 800]):
+        run = write_run(tmp_path / f"{seed}", seed, steps=1000, stages={"test": by_car(1.0)})
+        (run / "config.yaml").write_text(f"{{model: {{lifetime: {lifetime}}}, data: {{seed: {seed}}}, trainer: 3}}")
+        (run / "tests/own").mkdir(parents=True)
+        (run / "metrics.json").rename(run / "tests/own/metrics.json")
+        folders.append(str(run / "tests/own"))
+    main([*folders, "--out", str(tmp_path / "report")])
+    told = capsys.readouterr().out
+    assert "100,000 steps, 2 seeds): test (OOD)" in told
+    assert len(re.findall(r"test \(OOD\) +\| +1 \|", told)) == 1  # the third stands by itself
