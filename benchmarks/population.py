@@ -1,10 +1,12 @@
 """Time of an update of a population of agents that are stacked, against the same agents one by one.
 
-    python benchmarks/population.py [--agents 8] [--width 32] [--rounds 10] [--out benchmarks/results/population.json]
+    python benchmarks/population.py [--agents 8] [--width 32] [--size B T] [--rounds 10] [--device cpu]
+                                    [--out benchmarks/results/population.json]
 
 An update is two steps of the critics, one of the policies by the learned objective, and the gradient of the objective's
 agreement; no episode falls into the part that is measured. The agents, their seeds and their replay are the same on
-both sides, which take turns on one thread; the first gradients of both are compared.
+both sides, which take turns on one thread; the first gradients of both are compared. Times are of the processor, and of
+the clock on a GPU.
 """
 
 from __future__ import annotations
@@ -24,10 +26,10 @@ from algornn.meta.policy_rules import learned
 SIZES = ((64, 1), (8, 8), (64, 10))  # segments B, their steps T
 
 
-def population(first: int, number: int, width: int, size: tuple[int, int]) -> Agents:
+def population(options: argparse.Namespace, first: int, number: int, size: tuple[int, int]) -> Agents:
     """Agents number `first` and following, after their first episode."""
-    seeds = 7919 * torch.arange(first, first + number) + 1
-    agents = Agents([Reacher] * number, seeds, hidden_sizes=(width, width), segments=size, every=10**6, random=0)
+    seeds, widths = 7919 * torch.arange(first, first + number, device=options.device) + 1, (options.width,) * 2
+    agents = Agents([Reacher] * number, seeds, hidden_sizes=widths, segments=size, every=10**6, random=0)
     agents.replay.add(agents.collect(1))
     agents.time = 1
     return agents
@@ -40,10 +42,18 @@ def update(objective: LearnedObjective, agents: Agents) -> list[torch.Tensor]:
     return list(torch.autograd.grad(score, list(objective.parameters())))
 
 
+def now(device: str) -> float:
+    """Seconds, after all that was asked of the device is done."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def compared(options: argparse.Namespace, objective: LearnedObjective, size: tuple[int, int]) -> dict[str, Any]:
     """Both sides at one size of the segments."""
-    stacked = population(0, options.agents, options.width, size)
-    single = [population(n, 1, options.width, size) for n in range(options.agents)]
+    stacked = population(options, 0, options.agents, size)
+    single = [population(options, n, 1, size) for n in range(options.agents)]
     sides = {"stacked": [stacked], "single": single}
     one = update(objective, stacked)
     other = [sum(parts) for parts in zip(*(update(objective, agents) for agents in single), strict=True)]
@@ -51,28 +61,31 @@ def compared(options: argparse.Namespace, objective: LearnedObjective, size: tup
     found: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(options.rounds):
         for side, populations in sides.items():
-            start = time.process_time()
+            start = now(options.device)
             for agents in populations:
                 update(objective, agents)
-            found[side].append(1e3 * (time.process_time() - start))
+            found[side].append(1e3 * (now(options.device) - start))
     ms = {f"{side}_ms": statistics.median(times) for side, times in found.items()}
     ratio = {"ratio": ms["single_ms"] / ms["stacked_ms"], "difference": far}
-    return {"agents": options.agents, "width": options.width, "segments": size} | ms | ratio
+    device = "cpu" if options.device == "cpu" else torch.cuda.get_device_name()
+    return {"device": device, "agents": options.agents, "width": options.width, "segments": size} | ms | ratio
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--agents", type=int, default=8)
     parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--size", type=int, nargs=2, action="append", help="Segments and their steps; may be repeated.")
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    objective, rows = LearnedObjective(advantages=True), []
+    objective, rows = LearnedObjective(advantages=True).to(options.device), []
     print("| agents, width | segments, steps | one by one ms | stacked ms | ratio | difference |")
     print("|---|---|---|---|---|---|")
-    for size in SIZES:
+    for size in map(tuple, options.size or SIZES):
         row = compared(options, objective, size)
         times = f"{row['single_ms']:.1f} | {row['stacked_ms']:.1f} | {row['ratio']:.2f} | {row['difference']:.0e}"
         print(f"| {options.agents}, {options.width} | {size[0]}, {size[1]} | {times} |", flush=True)

@@ -18,6 +18,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 from jsonargparse import ArgumentError, set_parsing_settings
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -32,6 +33,7 @@ from algornn.messages import closest, plain_sentence
 from algornn.predictions import PredictionWriter
 from algornn.probes.probe import refuse_namesakes
 from algornn.probes.subject import ProbeError
+from algornn.progress import StepProgressBar
 from algornn.run import Recipe, RunRecord, new_run_folder, read_config
 from algornn.run_folder import TESTED, came_to_nothing, changed_options, check_run_folder, held
 
@@ -188,7 +190,10 @@ class AlgornnCLI(LightningCLI):
             ]
         refuse_namesakes(_as_list(trainer.callbacks))  # before Lightning does, which does not name the mend
         kwargs["plugins"] = [*_as_list(trainer.plugins), AtomicCheckpointIO()]
-        self.trainer_defaults["callbacks"] = [last, RandomState(), self.record, PredictionWriter(self.apart)]
+        hidden = trainer.enable_progress_bar is False or trainer.barebones
+        other = hidden or any(isinstance(callback, ProgressBar) for callback in _as_list(trainer.callbacks))
+        bar = [] if other else [StepProgressBar()]
+        self.trainer_defaults["callbacks"] = [last, RandomState(), self.record, PredictionWriter(self.apart), *bar]
         return super().instantiate_trainer(**kwargs)
 
     def _run_subcommand(self, subcommand: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
+from algornn.report_probes import probe_parts, probe_scalars
 from algornn.report_returns import STANDARD_ERROR, mean_returns, returns
 from algornn.report_sweeps import sweep_curves, sweep_rows
 from algornn.report_tables import (
@@ -121,34 +122,6 @@ def groups(runs: Sequence[RunResults]) -> Table:
         for name in names
     ]
     return Table(header, rows)
-
-
-def probe_scalars(runs: Sequence[RunResults], limit: int | None = None) -> Table:
-    """Return the probes' last scalars without the parts ``a/b``: a row each, a column per run.
-
-    With a limit, the first of every probe that are no controls.
-    """
-    latest = [run.last_scalars() for run in runs]
-    rows = []
-    for probe in dict.fromkeys(name for scalars in latest for name in scalars):
-        names = dict.fromkeys(name for scalars in latest for name in scalars.get(probe, {}) if "/" not in name)
-        shown = [name for name in names if limit is None or "control" not in name][:limit]
-        rows += [[f"{probe}: {n}", *(number(scalars.get(probe, {}).get(n)) for scalars in latest)] for n in shown]
-    return Table(["probe", *(run.label for run in runs)], rows)
-
-
-def probe_parts(runs: Sequence[RunResults]) -> Table:
-    """Return the parts ``a/b`` of the probes' scalars at the last step: a row per part b, a column per scalar."""
-    cells: dict[str, dict[str, str]] = {}
-    for run in runs:
-        for probe, scalars in run.last_scalars().items():
-            for name, value in scalars.items():
-                scalar, slash, part = name.partition("/")
-                column = f"{probe}: {scalar}" + (f" ({run.label})" if len(runs) > 1 else "")
-                if slash:
-                    cells.setdefault(column, {})[part] = number(value)
-    parts = sorted({part for column in cells.values() for part in column}, key=natural)
-    return Table(["part", *cells], [[part, *(column.get(part, "-") for column in cells.values())] for part in parts])
 
 
 def published_against_measured(runs: Sequence[RunResults]) -> Table:

@@ -1,4 +1,4 @@
-"""The pictures of a report, as PNG: learning curves, groups, in against out of distribution, probes over training."""
+"""The pictures of a report, as PNG: learning curves, groups, in against out of distribution, scalars over steps."""
 
 from __future__ import annotations
 
@@ -37,6 +37,8 @@ STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.4,
 }
+
+Band = list[tuple[int, float, float]]  # the ends of an interval over steps
 
 
 @dataclass
@@ -118,58 +120,6 @@ def curve_pictures(runs: Sequence[RunResults]) -> Iterator[Picture]:
     if living:
         caption = "Mean return of the agents that live in every world, of all ages; mean of neighbouring points."
         yield picture("train_returns", caption, small_multiples, living, run_colours(runs))
-
-
-def probe_pictures(runs: Sequence[RunResults]) -> Iterator[Picture]:
-    """Yield, for every probe, its scalars over training and the figures of its last measurement in every run."""
-    for probe in dict.fromkeys(name for run in runs for name in run.probes):
-        panels = scalar_panels(runs, probe)
-        names = list(panels)
-        for first in range(0, len(names), PANELS):
-            part = {name: panels[name] for name in names[first : first + PANELS]}
-            more = f" ({first // PANELS + 1} of {-(-len(names) // PANELS)})" if len(names) > PANELS else ""
-            pale = " Pale: the parts, bold: their mean." if any("/" in name for name in part) else ""
-            caption = f"{probe} over training{more}.{pale}"
-            yield picture(f"{probe} scalars{more}", caption, small_multiples, part, run_colours(runs))
-        for run in runs:
-            yield from last_figures(run, probe, len(runs) > 1)
-
-
-def scalar_panels(runs: Sequence[RunResults], probe: str) -> dict[str, dict[str, list[Curve]]]:
-    """Return panel to run to curves; the parts ``a/x``, ``a/y``, ... of one scalar share the panel ``a/...``.
-
-    A scalar that was measured once in every run makes no curve: it stands in the table.
-    """
-    panels: dict[str, dict[str, list[Curve]]] = {}
-    for run in runs:
-        curves: dict[str, Curve] = {}
-        for step, scalars in run.scalars_over_steps(probe):
-            for name, value in scalars.items():
-                curves.setdefault(name, []).append((step, value))
-        for name, curve in curves.items():
-            panel = f"{name.split('/')[0]}/..." if "/" in name else name
-            panels.setdefault(panel, {}).setdefault(run.label, []).append(curve)
-    lengths = {name: max(len(c) for curves in by_run.values() for c in curves) for name, by_run in panels.items()}
-    return {name: by_run for name, by_run in panels.items() if lengths[name] > 1}
-
-
-def last_figures(run: RunResults, probe: str, name_run: bool) -> Iterator[Picture]:
-    """Yield the figures that a probe stored at the last step of a run; one that cannot be drawn becomes a note."""
-    from algornn.probes.plots import draw
-
-    if probe not in run.probes:
-        return
-    step = max(run.probes[probe])
-    artefact = run.probes[probe][step]
-    specs, about = artefact.get("figures"), str(artefact.get("about") or "")
-    for name, spec in (specs if isinstance(specs, dict) else {}).items():
-        title = str((spec.get("title") if isinstance(spec, dict) else "") or name)
-        caption = f"{title} ({probe}, {f'{run.label}, ' if name_run else ''}step {step:,}). {about}".strip()
-        try:
-            # The probes' figures bring their own style.
-            yield picture(f"{probe} {name} {run.label if name_run else ''}", caption, draw, spec, style={})
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
-            run.notes.append(f"{probe}, step {step:,}: the figure {name!r} cannot be drawn ({error}).")
 
 
 def set_bars(runs: Sequence[RunResults], colours: dict[str, str]) -> Figure:
@@ -321,8 +271,18 @@ def running_mean(values: Sequence[float], reach: int) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
-def small_multiples(panels: dict[str, dict[str, list[Curve]]], colours: dict[str, str]) -> Figure:
-    """Draw scalars over steps, a panel per scalar and a line per run; parts are pale, their mean bold."""
+def small_multiples(
+    panels: dict[str, dict[str, list[Curve]]],
+    colours: dict[str, str],
+    bands: dict[str, dict[str, Band]] | None = None,
+) -> Figure:
+    """Draw scalars over steps, a panel per scalar and a line per run; parts are pale, their mean bold.
+
+    Args:
+        panels: scalar to run to its parts.
+        colours: of the runs.
+        bands: scalar to run to its intervals.
+    """
     from matplotlib.figure import Figure
 
     columns = min(2, len(panels))
@@ -337,6 +297,8 @@ def small_multiples(panels: dict[str, dict[str, list[Curve]]], colours: dict[str
             mean = mean_curve(curves)
             style: dict[str, Any] = {"marker": "o" if len(mean) < 30 else "", "markersize": 2.5}
             axes.plot(*zip(*mean, strict=True), color=colour, label=label, **style)
+        for label, band in (bands or {}).get(name, {}).items():
+            axes.fill_between(*zip(*band, strict=True), color=colours[label], alpha=0.15, linewidth=0)
         values = [value for curves in by_run.values() for curve in curves for _, value in curve]
         if SHARES.search(name) and min(values) >= 0 and max(values) <= 1:
             axes.set_ylim(-0.04, 1.04)

@@ -9,7 +9,8 @@ from html import escape
 from pathlib import Path
 
 from algornn import report
-from algornn.report_figures import COLOURS, Picture, curve_pictures, probe_pictures, result_pictures
+from algornn.report_figures import COLOURS, Picture, curve_pictures, result_pictures
+from algornn.report_probes import probe_parts, probe_pictures, probe_scalars
 from algornn.report_returns import mean_returns, return_pictures, returns
 from algornn.report_sweeps import sweep_pictures
 from algornn.report_tables import Table, fraction, number
@@ -71,7 +72,7 @@ def page(runs: Sequence[RunResults], out: Path) -> str:
         ("Groups", [*result_pictures(runs), *return_pictures(runs)], by_group),
         # More lines than colours tell nothing apart: the runs of a sweep have a curve of their own.
         ("Learning curves", curve_pictures(runs) if len(runs) <= len(COLOURS) else (), []),
-        ("Probes", probe_pictures(runs), [report.probe_scalars(runs), report.probe_parts(runs)]),
+        ("Probes", probe_pictures(runs), [probe_scalars(runs), probe_parts(runs)]),
     ]
     body = []
     for title, pictures, tables in sections:

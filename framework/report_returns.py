@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -71,8 +72,12 @@ def seeds_of(runs: Sequence[RunResults]) -> list[Seeds]:
     for run in runs:
         if any(run.groups(stage, "return") for stage in run.stages):
             together.setdefault(_experiment(run), []).append(run)
-    alike = [seeds for seeds in together.values() if len({run.seed for run in seeds}) == len(seeds) > 1]
-    return [Seeds(seeds, _shared(seeds)) for seeds in alike]
+    for alike in together.values():
+        for seed in [seed for seed, times in Counter(run.seed for run in alike).items() if times > 1]:
+            note = f"Seed {seed} stands twice among runs of {alike[0].recipe}, so no mean is taken: leave one out."
+            alike[0].notes += [note] if note not in alike[0].notes else []
+    apart = [alike for alike in together.values() if len({run.seed for run in alike}) == len(alike) > 1]
+    return [Seeds(alike, _shared(alike)) for alike in apart]
 
 
 def _experiment(run: RunResults) -> str:

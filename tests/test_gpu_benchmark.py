@@ -33,6 +33,9 @@ def test_the_rehearsal_goes_through_every_part(tmp_path):
     assert {row["side"] for row in measured} >= {"literal", "tuned", "torch", "triton", "triton forward"}
     assert all(row["error"] < 1e-3 and row["repeats_to_the_bit"] and math.isfinite(row["ms"]) for row in measured)
     assert done.stdout.count("\n| ") >= len(measured)
+    (row,) = json.loads((tmp_path / "population_gpu.json").read_text())["rows"]
+    assert row["difference"] < 1e-2
+    assert row["ratio"] > 0
 
 
 WORKER = """

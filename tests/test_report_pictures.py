@@ -19,6 +19,7 @@ from algornn.report_figures import (
     run_colours,
     small_multiples,
 )
+from algornn.report_probes import probe_parts, probe_pictures, probe_scalars, scalar_panels
 from algornn.report_returns import returns_by_group
 from algornn.run_results import RunResults, read_run
 
@@ -111,6 +112,32 @@ def test_figure_that_cannot_be_drawn_is_told(tmp_path, capsys):
     assert "the figure &#x27;odd&#x27; cannot be drawn" in (run / "report/report.html").read_text()
 
 
+def test_the_interval_of_a_probes_scalar_is_a_band_and_stands_behind_its_value(tmp_path):
+    runs = two_runs(tmp_path)
+    for step in (10_000, 20_000):
+        share = step / 100_000
+        known = {"iia": share, "iia_low": share - 0.1, "iia_high": share + 0.1, "floor_low": 0.5}
+        parts = {f"cka{end}/{part}": x for part in "ab" for end, x in (("", 0.5), ("_low", 0.2), ("_high", 0.7))}
+        parts |= {"mask/a": 1.0, "mask/a_low": 0.9, "mask/a_high": 1.0}
+        for run in runs:
+            run.probes = {"p": run.probes.get("p", {}) | {step: {"scalars": known | parts}}}
+    panels, bands = scalar_panels(runs, "p")
+    assert panels.keys() == {"iia", "floor_low", "cka/...", "mask/..."}
+    assert panels["cka/..."]["seed 1"] == [[(10_000, 0.5), (20_000, 0.5)]] * 2
+    assert {name: by_run["seed 2"] for name, by_run in bands.items()} == {
+        "iia": [(10_000, 0.0, 0.2), (20_000, 0.1, pytest.approx(0.3))]
+    }
+    figure = small_multiples(panels, run_colours(runs), bands)
+    assert [len(axes.collections) for axes in figure.axes] == [2, 0, 0, 0]
+    assert figure.axes[0].collections[0].get_datalim(figure.axes[0].transData).y1 == pytest.approx(0.3)
+    assert (
+        next(iter(probe_pictures(runs))).caption
+        == "p over training. Pale: the parts, bold: their mean. Shaded: intervals."
+    )
+    assert probe_scalars(runs[:1], limit=2).rows == [["p: iia", "0.2 (0.1 to 0.3)"], ["p: floor_low", "0.5"]]
+    assert probe_parts(runs[:1]).rows == [["a", "0.5 (0.2 to 0.7)", "1 (0.9 to 1)"], ["b", "0.5 (0.2 to 0.7)", "-"]]
+
+
 def test_returns_have_a_panel_for_every_group_and_a_place_for_every_rule_and_run(tmp_path):
     def found(value, error, examples=20):
         return {"return": value, "return_error": error, "examples": examples}
@@ -190,7 +217,9 @@ def test_only_runs_that_differ_in_their_seeds_alone_are_taken_together(tmp_path,
     told = {"stages": {"test": by_car(2.0)}, "command": command.format("agreement", 0)}
     again = str(write_run(tmp_path / "again", 0, steps=1000, **told))
     main([folders[0], again, "--out", str(tmp_path / "twice")])
-    assert "Means over seeds" not in capsys.readouterr().out  # one seed, twice
+    said = capsys.readouterr().out
+    assert "Means over seeds" not in said
+    assert said.count("Seed 0 stands twice among runs of babi_all_tprrnn, so no mean is taken: leave one out.") == 1
 
 
 def test_a_world_without_a_number_leaves_the_others(tmp_path, capsys):

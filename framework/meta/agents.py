@@ -8,19 +8,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, vmap
 
 from algornn.learners.checks import check_shares, check_whole
 from algornn.meta.control_networks import Policy, TwinCritics, Weights, fresh_weights, leaves, over, unit
-from algornn.meta.replay import Replay, Segments
-from algornn.meta.world import ContinuousWorld, check_world, each, normal, uniform
+from algornn.meta.replay import Replay, Segments, kept
+from algornn.meta.world import ContinuousWorld, WorldsTogether, check_world, each, normal, uniform
 
 Rule = Callable[[Weights, Segments], Tensor]
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 _CONSTANT = 1e-6  # spread of rewards, relative to the largest, below which only rounding makes them differ
 _SMOOTHING, _SMOOTHED = 0.2, 0.5  # noise of the target policy, and where it is cut
 _BORN, _EPISODE, _UNIFORM, _NOISE, _SEGMENT, _TARGET = range(6)  # streams of chance
+_TURN = 10**6  # between the streams of collections at one time
 
 
 class Agents:
@@ -47,9 +49,9 @@ class Agents:
         learning_rates: of Adam, for the policies and for the critics.
         polyak: the share of w' and u' that is kept in an update.
         exploration: standard deviation of the noise on actions.
-        every: updates between episodes.
+        every: updates between episodes, or between the times for several ones (`steps_due`).
         segments: (B, T), how many segments an update draws, of how many steps.
-        random: episodes at the beginning with uniform actions.
+        random: how many of these times, at the beginning, have uniform actions.
 
     Raises:
         TypeError: a world is not a `ContinuousWorld`.
@@ -57,11 +59,11 @@ class Agents:
 
     Source: Kirsch, van Steenkiste and Schmidhuber (2020), appendix A, and the released code; Fujimoto, van Hoof and
     Meger (2018), "Addressing Function Approximation Error in Actor-Critic Methods". Deviations, which `OriginalAgents`
-    takes back: the unit variance and the unit length above; a time limit is not stored as a terminal state, and a
-    terminal state gives no further reward of 1.
+    takes back: the unit variance and the unit length above; a time limit is not stored as a terminal state, a terminal
+    state gives no further reward of 1, and it is one episode at a time, however short.
     """
 
-    capacity = 1000  # episodes in a replay buffer
+    capacity = 1000  # episodes of the greatest length that a replay buffer has room for
     quirks = False  # those of `OriginalAgents`
     predictions = 0  # numbers that `PredictingAgents` say of a state
     step: Any = None  # a `LearnedStep` that takes Adam's place for the policies
@@ -133,7 +135,7 @@ class Agents:
     # One update.
 
     def update(self, *rules: tuple[Rule, Tensor | float], expired: Tensor | None = None) -> Tensor | None:
-        """Go through an episode where it is time, teach the critics twice, move the policies once.
+        """Go through an episode where it is time (or several, `steps_due`), teach critics twice, move policies once.
 
         Args:
             rules: each gives the losses ``[N]`` of policies w on segments, and has a share ``[N]`` in the step.
@@ -141,17 +143,13 @@ class Agents:
                 weights are not finite, from which no objective can learn; None: nobody, however it fares.
 
         Returns:
-            Returns ``[N]`` of the episodes, where there were any.
+            Mean returns ``[N]`` of the episodes, where there were any.
         """
         found = None
         if self.time % self.every == 0:
             if expired is not None and (expired := expired | ~self.finite()).any():
                 self.renew(expired)
-            episodes = self.collect(1)
-            if not self.quirks:
-                self._measure(episodes)
-            self.replay.add(episodes._replace(reward=episodes.reward / self.scale[:, None, None]))
-            found = (episodes.reward * episodes.mask).sum(-1)[:, 0]
+            found = self._live()
         for half in range(2):
             self._teach(self.draw(half), half)
         self._move(rules, self.draw(2))
@@ -161,6 +159,23 @@ class Agents:
         self.time += 1
         self.age += 1
         return found
+
+    def steps_due(self) -> Tensor | int:
+        """Steps that an agent must have lived after its next episode, ``[N]``, or goes through further ones."""
+        return 0
+
+    def _live(self) -> Tensor:
+        """Let agents go through an episode, or as many as are due; give their mean returns ``[N]``."""
+        total, number = torch.zeros(2, len(self), device=self.seed.device)
+        among, turn = torch.ones_like(self.seed, dtype=torch.bool), 0
+        while among.any():
+            episodes = self.collect(1, among=among, turn=turn)
+            if not (self.quirks or turn):
+                self._measure(episodes)
+            self.replay.add(episodes._replace(reward=episodes.reward / self.scale[:, None, None]))
+            total, number, turn = total + episodes.reward.sum((1, 2)), number + among, turn + 1
+            among = self.replay.lived() < self.steps_due()
+        return total / number
 
     def _measure(self, episodes: Segments) -> None:
         """Take the standard deviation of the rewards of the newborn as their unit, or 1 where these do not vary."""
@@ -263,58 +278,44 @@ class Agents:
     # Acting.
 
     @torch.no_grad()
-    def collect(self, episodes: int, explore: bool = True, stream: int = _EPISODE) -> Segments:
+    def collect(
+        self, episodes: int, explore: bool = True, stream: int = _EPISODE, among: Tensor | None = None, turn: int = 0
+    ) -> Segments:
         """Let every agent go through episodes, ``[N, episodes, L, ...]``.
 
         Args:
             episodes: of every agent.
             explore: with noise, and by chance alone in an agent's first collections.
             stream: of chance, for the episodes' seeds.
+            among: ``[N]`` bool, who goes; the episodes of the others have no step. None: all.
+            turn: tells collections at one time apart.
         """
-        N, E, D = len(self), episodes, self.action_size
-        seeds = (uniform(self.seed, self.time, stream, (E,)) * 2**62).long()
-        groups = [
-            (torch.tensor([n for n in range(N) if self.worlds[n] is world], device=seeds.device), world)
-            for world in dict.fromkeys(self.worlds)
-        ]
-        running = [(rows, world(SimpleNamespace(seed=seeds[rows].flatten()))) for rows, world in groups]
-        real = self.real[:, None]
+        E, D, at = episodes, self.action_size, turn * _TURN
+        among = torch.ones_like(self.seed, dtype=torch.bool) if among is None else among
+        seeds = (uniform(self.seed, self.time, at + stream, (E,)) * 2**62).long()
+        worlds = WorldsTogether(self.worlds, seeds, self.observation_size, among)
+        at_random = (self.age < self.random * self.every)[:, None, None] & explore
         if explore:
-            noise = self.exploration * each(normal, self.seed, self.time, _NOISE, (self.length, E, D))
-            chance = 2 * each(uniform, self.seed, self.time, _UNIFORM, (self.length, E, D)).float() - 1
-            at_random = (self.age < self.random * self.every)[:, None, None]
-        alive = torch.ones(N, E, device=seeds.device)
-        s, steps = self._seen(running, E), []
-        for t in range(self.length):
+            noise = self.exploration * each(normal, self.seed, self.time, at + _NOISE, (self.length, E, D))
+            chance = 2 * each(uniform, self.seed, self.time, at + _UNIFORM, (self.length, E, D)).float() - 1
+        alive = among[:, None].to(self.real).expand(-1, E)
+        s, steps = worlds.observe(), list[tuple[Tensor, ...]]()
+        while (t := len(steps)) < self.length and (alive.any() or not t):
             p = b = self.policy(self.w, s).nan_to_num()  # a diverged agent's experience is still that of its world
             if explore:
-                b = torch.where(at_random, chance[:, t], b + noise[:, t]).clamp(-1, 1) * real
-            density = self.density(p, b)
-            if explore:
-                density = torch.where(at_random[..., 0], -math.log(2) * real.sum(-1), density)
-            reward, terminal = torch.zeros_like(alive), torch.zeros_like(alive)
-            for rows, world in running:
-                if t >= world.length:
-                    alive[rows] = 0
-                    continue
-                action = b[rows, :, : world.action_size].flatten(0, 1)
-                reward[rows] = world.step(action).view(len(rows), E).to(reward)
-                ended = world.terminal | (self.quirks and t == world.length - 1)
-                terminal[rows] = ended.view(len(rows), E).to(terminal)
-            steps.append((s, b, torch.where(alive > 0, reward, 0.0), terminal * alive, alive, density))
-            alive = alive * (1 - terminal)
-            s = self._seen(running, E)
+                b = torch.where(at_random, chance[:, t], b + noise[:, t]).clamp(-1, 1) * self.real[:, None]
+            density = torch.where(at_random[..., 0], -math.log(2) * self.real.sum(-1)[:, None], self.density(p, b))
+            reward, terminal = worlds.step(b)
+            over = worlds.over[:, None].to(alive)
+            terminal = terminal.maximum(over) if self.quirks else terminal
+            steps.append((s, b, reward, terminal, alive, density))
+            alive = alive * (1 - terminal) * (1 - over)
+            s = worlds.observe()
             s = torch.where(alive[..., None] > 0, s, s.nan_to_num(0.0, 0.0, 0.0))  # whatever comes after an end
         observation, *others = (torch.stack(parts, 2) for parts in zip(*steps, strict=True))
-        return Segments(torch.cat([observation, s[:, :, None]], 2), *others)
-
-    def _seen(self, running: list[tuple[Tensor, ContinuousWorld]], E: int) -> Tensor:
-        """What all agents see, padded, ``[N, E, O]``."""
-        seen = torch.zeros(len(self), E, self.observation_size, device=self.seed.device)
-        for rows, world in running:
-            x = world.observe()
-            seen[rows, :, : x.shape[1]] = x.view(len(rows), E, -1).to(seen)
-        return seen
+        parts, rest = (torch.cat([observation, s[:, :, None]], 2), *others), self.length - len(steps)
+        found = Segments(*(F.pad(x, (0, 0) * (x.dim() - 3) + (0, rest)) for x in parts))
+        return kept(found, found.mask > 0)
 
     def scores(self, episodes: int = 16) -> Tensor:
         """Mean returns ``[N]`` of episodes without noise."""
@@ -330,7 +331,7 @@ class Agents:
         s = self.draw(4).observation
         with torch.no_grad():
             value = self.values(self.u, s, self.policy(self.w, s)).abs().flatten(1).mean(1)
-        largest = self.replay.episodes.reward.abs().flatten(1).amax(1).clamp(min=1)
+        largest = self.replay.largest().clamp(min=1)
         return ~(self.finite() & (value <= 2 * largest / (1 - self.gamma)))
 
     def finite(self) -> Tensor:

@@ -31,10 +31,10 @@ class MetaGenRL(Learner):
     r"""Learn an objective for policies from the critics of many agents, which learn by it meanwhile.
 
     Agents (`Agents`) live in their worlds and begin anew at random ages. In every step each goes through an episode
-    where it is time, teaches its critics, and moves its policy along :math:`\beta` times the gradient of the learned
-    objective and :math:`1 - \beta` times that of its own critic, both of length 1; :math:`\beta` rises from 0 to 1 in
-    the first `warmup` steps and stays 0 for the `anchors`. Then the objective's weights a take a step of Adam along the
-    gradient, clipped to 1, of the mean over agents of a score:
+    where it is time, or several, teaches its critics, and moves its policy along :math:`\beta` times the gradient of
+    the learned objective and :math:`1 - \beta` times that of its own critic, both of length 1; :math:`\beta` rises
+    from 0 to 1 in the first `warmup` steps and stays 0 for the `anchors`. Then the objective's weights a take a step of
+    Adam along the gradient, clipped to 1, of the mean over agents of a score:
 
     - ``"agreement"``: `algornn.meta.agreement`, of a small step before the tanh of the policies, with actuators
       reversed at random; ``"action_agreement"``: the same of a step on the actions themselves;

@@ -118,7 +118,7 @@ class SharingAgents(Agents):
         for net in (self.w, self.u, self.target_w, self.target_u, *self.moments.values()):
             for name, x in net.items():
                 net[name] = x.index_copy(0, places, x[rows])
-        self.replay.episodes.reward[places] *= (self.scale[places] / self.scale[rows])[:, None, None]
+        self.replay.stored.reward[places] *= (self.scale[places] / self.scale[rows])[:, None]
         for x in (self.scale, self.age, self.mean):
             x[places] = x[rows]
         self.episodes[places] = 0

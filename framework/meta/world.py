@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -60,6 +61,55 @@ class ContinuousWorld(World):
 
     action_size: int
     terminal: Tensor
+
+
+class WorldsTogether:
+    """E episodes of each of N agents, in worlds of several kinds; what these lack up to the widest is 0.
+
+    Args:
+        kinds: for every agent, what makes its world of a batch of seeds.
+        seeds: ``[N, E]`` int64.
+        observation_size: O, the widest.
+        among: ``[N]`` bool, the agents that there are episodes of.
+
+    Attributes:
+        over: ``[N]`` bool, whose episodes have reached their length.
+    """
+
+    def __init__(
+        self, kinds: Sequence[Callable[[Any], ContinuousWorld]], seeds: Tensor, observation_size: int, among: Tensor
+    ) -> None:
+        here = among.tolist()
+        groups = {
+            kind: torch.tensor([n for n, own in enumerate(kinds) if own == kind and here[n]], device=seeds.device)
+            for kind in dict.fromkeys(kinds)
+        }
+        self._running = [
+            (rows, kind(SimpleNamespace(seed=seeds[rows].flatten()))) for kind, rows in groups.items() if len(rows)
+        ]
+        self._shape, self._size, self._time = seeds.shape, observation_size, 0
+        self.over = ~among
+
+    def observe(self) -> Tensor:
+        """What the agents see, ``[N, E, O]`` in the default dtype."""
+        seen = torch.zeros(*self._shape, self._size, device=self.over.device)
+        for rows, world in self._running:
+            x = world.observe()
+            seen[rows, :, : x.shape[1]] = x.view(len(rows), self._shape[1], -1).to(seen)
+        return seen
+
+    def step(self, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Let all act, ``[N, E, D]``, where the length is not reached; give rewards and terminals, ``[N, E]`` both."""
+        reward, terminal = torch.zeros(2, *self._shape, device=action.device)
+        self._time += 1
+        for rows, world in self._running:
+            if self._time <= world.length:
+                reward[rows] = (
+                    world.step(action[rows, :, : world.action_size].flatten(0, 1)).view(len(rows), -1).to(reward)
+                )
+                terminal[rows] = world.terminal.view(len(rows), -1).to(terminal)
+                self.over[rows] = self._time == world.length
+        return reward, terminal
 
 
 def check_world(world: World) -> None:

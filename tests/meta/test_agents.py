@@ -226,13 +226,13 @@ class Odd(ContinuousWorld):
 def test_rewards_that_do_not_vary_keep_their_unit(pay):
     agents, _ = trained([partial(Odd, pay=pay)], [1])
     assert agents.scale.tolist() == [1]
-    assert agents.replay.episodes.reward.max() == torch.tensor(float(pay))
+    assert agents.replay.stored.reward.max() == torch.tensor(float(pay))
 
 
 def test_the_unit_of_rewards_is_that_of_the_steps_before_an_end_and_one_step_has_none():
     agents, _ = trained([partial(Odd, pay=None, end=6), partial(Odd, pay=None, end=1)], [1, 2], updates=1)
-    replayed = agents.replay.episodes.reward[:, 0] * agents.scale[:, None]
-    torch.testing.assert_close(agents.scale, torch.tensor([float(replayed[0, :6].std()), 1.0]))
+    replayed = agents.replay.stored.reward[0] * agents.scale[0]
+    torch.testing.assert_close(agents.scale, torch.tensor([float(replayed[:6].std()), 1.0]))
 
 
 def test_what_a_world_pays_and_shows_after_an_end_does_not_count():
@@ -240,6 +240,51 @@ def test_what_a_world_pays_and_shows_after_an_end_does_not_count():
     assert agents.finite().all()
     assert returns[4].isfinite().all()
     assert agents.draw(0).observation.isfinite().all()
+
+
+def test_the_original_lives_as_many_steps_as_its_critics_take_whoever_else_there_is():
+    settings = SMALL | {"every": 6}  # 12 steps of the critics
+    worlds, returns = [partial(Odd, pay=None, end=3), partial(Odd, pay=None, length=20), partial(Odd, end=7)], []
+    agents = OriginalAgents(worlds, torch.tensor([1, 2, 3]), **settings)
+    for k in range(18):
+        returns.append(agents.update((partial(critics_own, agents), 1.0)))
+        lived, due = agents.replay.lived(), 12 * (k // 6 + 1)
+        assert ((due <= lived) & (lived < due + torch.tensor([3, 20, 7])))[[0, 2]].all()
+    assert agents.replay.count.tolist() == [12, 3, 6]  # never less than an episode
+    begins = agents.replay.stored.action[0, :16:4, 0]
+    assert len(begins.unique()) == 4  # each episode has chance of its own
+    state = {name: x.clone() for name, x in agents.state_dict().items()}
+    alone = OriginalAgents([worlds[0]], torch.tensor([1]), **settings)
+    for wanted in returns:
+        found = alone.update((partial(critics_own, alone), 1.0))
+        if found is not None:
+            torch.testing.assert_close(found, wanted[:1], rtol=1e-4, atol=1e-6)
+    assert alone.replay.count.tolist() == [12]
+    resumed = OriginalAgents([worlds[2], worlds[1]], torch.tensor([0, 0]), **settings)
+    resumed.load_state_dict(state, torch.tensor([2, 1]), torch.tensor([0, 1]))
+    for population in (agents, resumed):
+        for _ in range(7):
+            population.update((partial(critics_own, population), 1.0))
+    assert resumed.replay.count.tolist() == agents.replay.count[[2, 1]].tolist()
+    for name, x in resumed.w.items():
+        torch.testing.assert_close(x, agents.w[name][[2, 1]], rtol=1e-4, atol=1e-6)
+
+
+def test_only_those_among_go_and_nothing_is_left_after_an_end():
+    worlds = [partial(Odd, end=3, after=0.7), partial(Odd, length=7), partial(Odd, end=5)]
+    agents = OriginalAgents(worlds, torch.tensor([1, 2, 3]), **SMALL)
+    found = agents.collect(2, among=torch.tensor([True, True, False]))
+    assert found.mask.sum(-1).tolist() == [[3, 3], [7, 7], [0, 0]]
+    assert found.terminal.nonzero()[:, 2].tolist() == [2, 2, 6, 6]
+    assert (found.observation[0, :, 3] == 0.7).all()  # what the episode ends with
+    assert (found.observation[0, :, 4:] == 0).all()
+    for x in (found.action, found.reward, found.density):
+        assert (x[0, :, :3] != 0).all()
+        assert (x[0, :, 3:] == 0).all()
+        assert (x[1, :, :7] != 0).all()
+    nobody = agents.collect(1, among=torch.zeros(3, dtype=torch.bool))
+    assert nobody.mask.shape == (3, 1, 10)
+    assert (nobody.mask == 0).all()
 
 
 @pytest.mark.parametrize("kind", [Agents, OriginalAgents])

@@ -92,7 +92,7 @@ def test_ppo_is_flat_beyond_the_clip(shift):
     """Where the ratio is e, only what was worse than expected has a gradient; where it is 1 / e, what was better."""
     agents = agents_that_acted(0, random=0)
     agents.replay.add(agents.collect(4))
-    agents.replay.episodes.density.add_(shift)
+    agents.replay.stored.density.add_(shift)
 
     def unclipped(agents, w, segments):
         segments = agents.draw(2, 4)
@@ -108,9 +108,10 @@ def test_ppo_is_flat_beyond_the_clip(shift):
 
 def test_on_policy_rules_take_the_newest_episodes_only():
     agents = agents_that_acted(6)
-    newest, slot = agents.draw(2, newest=1), agents.replay.count - 1
+    newest, replay = agents.draw(2, newest=1), agents.replay
+    begin = replay.begins[torch.arange(2), replay.count - 1]
     for n in range(2):
-        stored = agents.replay.episodes.action[n, slot[n]]
+        stored = replay.stored.action[n, begin[n] : begin[n] + agents.length]
         assert all((stored == step).all(-1).any() for step in newest.action[n].flatten(0, 1))
     for rule in (ppo, dpo, partial(reinforce, newest=4)):
         assert rule(agents, agents.w, None).isfinite().all()  # what was drawn for the others is not looked at

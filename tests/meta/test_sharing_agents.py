@@ -36,21 +36,21 @@ def test_segments_come_from_the_agents_of_the_same_world_in_the_own_unit():
     agents = made(share=1.0)
     agents.replay.add(agents.collect(2))
     agents.scale = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])
-    whose = torch.arange(5.0)[:, None, None].expand(5, 2, 12)
-    agents.replay.episodes.density[:, :2] = whose
-    agents.replay.episodes.reward[:, :2] = 1.0
+    whose = torch.arange(5.0)[:, None, None]
+    agents.replay.stored.density[:] = whose[:, 0]
+    agents.replay.stored.reward[:] = 1.0
     found = agents.draw(0)
     mates = [{0, 2, 4}, {1, 3}, {0, 2, 4}, {1, 3}, {0, 2, 4}]
     assert [set(x.unique().int().tolist()) for x in found.density] == mates
     torch.testing.assert_close(found.reward, agents.scale[found.density.long()] / agents.scale[:, None, None])
     own = agents.draw(0, newest=1).density
-    assert (own == whose[:, :1, :1]).all()  # what is on-policy is one's own
+    assert (own == whose).all()  # what is on-policy is one's own
 
 
 def test_half_of_the_segments_are_shared():
     agents = made(share=0.5, segments=(2000, 1))
     agents.replay.add(agents.collect(1))
-    agents.replay.episodes.density[:, :1] = torch.arange(5.0)[:, None, None]
+    agents.replay.stored.density[:] = torch.arange(5.0)[:, None]
     own = (agents.draw(0).density == torch.arange(5.0)[:, None, None]).float().mean((1, 2))
     torch.testing.assert_close(own[0], torch.tensor(0.5 + 0.5 / 3), rtol=0, atol=0.05)
     torch.testing.assert_close(own[1], torch.tensor(0.5 + 0.5 / 2), rtol=0, atol=0.05)
@@ -64,12 +64,12 @@ def test_who_fails_takes_over_the_networks_of_the_best_of_its_world():
     agents.replaced[:] = 0
     agents.scale = torch.tensor([1.0, 1.0, 2.0, 1.0, 4.0])
     assert agents.failed().tolist() == [False, False, True, False, False]
-    rewards, seed = agents.replay.episodes.reward.clone(), agents.seed.clone()
+    rewards, seed = agents.replay.stored.reward.clone(), agents.seed.clone()
     agents._replace(agents.failed())
     for net in (agents.w, agents.u, agents.target_w, *agents.moments.values()):
         assert all(torch.equal(x[2], x[4]) for x in net.values())
-    torch.testing.assert_close(agents.replay.episodes.reward[2], rewards[2] / 2)  # its own, in the new unit
-    assert torch.equal(agents.replay.episodes.reward[4], rewards[4])
+    torch.testing.assert_close(agents.replay.stored.reward[2], rewards[2] / 2)  # its own, in the new unit
+    assert torch.equal(agents.replay.stored.reward[4], rewards[4])
     assert torch.equal(agents.seed, seed)
     assert agents.replaced.tolist() == [0, 0, 1, 0, 0]
     assert agents.episodes.tolist() == [5, 5, 0, 5, 5]
@@ -93,7 +93,7 @@ def test_a_diverged_agent_is_found_and_replaced_or_begins_anew(proven):
         assert all(x.isfinite().all() for net in (agents.w, agents.u) for x in net.values())
         if not updates:
             assert agents.replaced.tolist() == [1, 1, 0, 0, 0]
-    assert agents.replay.episodes.reward.isfinite().all()
+    assert agents.replay.stored.reward.isfinite().all()
     assert (agents.seed[:2] != seeds[:2]).all() == (not proven)
     assert torch.equal(agents.seed[2:], seeds[2:])
 
@@ -117,8 +117,8 @@ def test_a_diverged_agent_does_not_stop_the_others(net):
         x[1] = torch.nan
     trained(agents, 6)
     assert agents.unsound().tolist() == [False, True, False, False, False]
-    assert agents.replay.episodes.observation.isfinite().all()
-    assert agents.replay.episodes.density.isfinite().all()
+    assert agents.replay.stored.observation.isfinite().all()
+    assert agents.replay.stored.density.isfinite().all()
 
 
 def test_returns_are_counted_by_episode():

@@ -1,0 +1,41 @@
+"""The progress bar of runs that are told in steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import RichProgressBar
+
+
+class StepProgressBar(RichProgressBar):
+    """Lightning's bar, but for a run that ends by its steps alone: it shows how many of these are done."""
+
+    def _steps(self) -> int | None:
+        """The steps at which the run ends, unless epochs can end it, too."""
+        trainer: Any = self.trainer
+        return trainer.max_steps if trainer.max_epochs == -1 and trainer.max_steps > 0 else None
+
+    @property
+    def total_train_batches(self) -> int | float:
+        """What the bar counts up to."""
+        return self._steps() or super().total_train_batches
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin a bar where there is none yet; that of steps goes on through all epochs."""
+        if not self._steps():
+            super().on_train_epoch_start(trainer, pl_module)
+        elif self.is_enabled and self.train_progress_bar_id is None:
+            self._initialize_train_progress_bar_id()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the bar, which Lightning sets to a number of batches."""
+        done = trainer.global_step - 1 if self._steps() else batch_idx
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, done)
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        """``Training`` beside ``Validation``, or Lightning's number of the epoch."""
+        wide = f"{'Training':{len(self.validation_description)}}"
+        return wide if self._steps() else super()._get_train_description(current_epoch)
