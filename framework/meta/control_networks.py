@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
 
 from algornn.learners.checks import check_whole
 
@@ -96,6 +98,24 @@ def fresh_weights(net: Policy | TwinCritics, seed: Tensor, sizes: Sequence[tuple
                 weights[name] = wide.index_copy(dim, torch.tensor(index), weights[name])
             born.append(weights)
     return {name: torch.stack([one[name] for one in born]).to(seed.device) for name in born[0]}
+
+
+def of_each(network: nn.Module, N: int) -> tuple[Callable[..., Any], list[Tensor]]:
+    """A network with weights of its own for each of N agents, all of them the network's, and these weights.
+
+    With them one backward pass gives the gradients of all agents apart; with weights that they share it would take N.
+
+    Returns:
+        What to call with tensors, or tuples of them, that have N in front, or with None; and the weights ``[N, ...]``
+        in the order of the network's parameters.
+    """
+    weights = {name: p.detach().expand(N, *p.shape).requires_grad_() for name, p in network.named_parameters()}
+
+    def call(*inputs: Any) -> Any:
+        dims = tuple(None if x is None else 0 for x in inputs)
+        return vmap(lambda own, *given: functional_call(network, own, given), (0, *dims))(weights, *inputs)
+
+    return call, list(weights.values())
 
 
 def unit(slope: Weights, shortest: float = 0.0) -> Weights:

@@ -16,6 +16,7 @@ from algornn.learners.checks import check_shares, check_whole
 from algornn.learners.learner import Learner
 from algornn.meta.actor_critic import EpisodeReturns
 from algornn.meta.agents import Agents, Rule
+from algornn.meta.control_networks import of_each, over
 from algornn.meta.learned_step import LearnedStep
 from algornn.meta.policy_rules import agreement, improvement, learned, rule_named
 from algornn.meta.replay import Segments
@@ -123,11 +124,7 @@ class MetaGenRL(Learner):
         share = self._share()
         rule, critic = self.rule(agents), self.rule(agents, "critic")
         returns = agents.update((rule, share), (critic, 1 - share), expired=agents.age >= self._ends(agents.seed))
-        scores = self._scores(agents)
-        if self.score == "improvement":
-            gradients = self._clipped_apart(-scores)
-        else:
-            gradients = list(torch.autograd.grad(-scores.mean(), list(self.parameters())))
+        scores, gradients = self._taught(agents)
         optimizer: Any = self.optimizers()
         for p, gradient in zip(self.parameters(), gradients, strict=True):
             p.grad = self.trainer.strategy.reduce(gradient.detach(), reduce_op="mean")
@@ -213,25 +210,30 @@ class MetaGenRL(Learner):
         """The ages at which agents begin anew, ``[N]``."""
         return self.lifetime * (0.25 + 1.5 * uniform(seed, 0, _END))
 
-    def _scores(self, agents: Agents) -> Tensor:
-        """What the objective is trained for, ``[N]``."""
+    def _taught(self, agents: Agents) -> tuple[Tensor, list[Tensor]]:
+        """The scores ``[N]``, and the gradient of minus their mean, that of an improvement clipped for every agent."""
+        if self.score != "improvement":
+            scores = self._scores(agents)
+            return scores, list(torch.autograd.grad(-scores.mean(), list(self.parameters())))
+        model, weights = of_each(self.model, len(agents))
+        step, more = of_each(self.step, len(agents)) if self.step is not None else (None, [])
+        scores = self._scores(agents, model, step)
+        return scores, mean_of_clipped(torch.autograd.grad(-scores.sum(), [*weights, *more]))
+
+    def _scores(
+        self, agents: Agents, model: Callable[..., Any] | None = None, step: Callable[..., Any] | None = None
+    ) -> Tensor:
+        """What the objective is trained for, ``[N]``; of a model and a step in the place of the own ones, if given."""
+        model = model or self.model
         if self.score == "improvement":
             steps = 1 + bool(getattr(self.model, "predictions", 0))  # what was foretold is looked at in the next step
-            found = improvement(self.model, agents, [agents.draw(3 + k) for k in range(steps + 1)])
+            found = improvement(model, agents, [agents.draw(3 + k) for k in range(steps + 1)], step=step)
             # An optimiser's first step is the sign of the gradient, which has no derivative.
             known = agents.policy_steps() > 1
             return found if self.step is None else torch.where(known, found, found.detach())
         number = uniform(agents.seed, agents.time, _FLIP, (1, 1, agents.action_size))
         flip = torch.where(number < 0.5, -1.0, 1.0)
-        return agreement(self.model, agents, agents.draw(3), flip, self.score == "agreement")
-
-    def _clipped_apart(self, losses: Tensor) -> list[Tensor]:
-        """The mean over agents of gradients that are clipped for each."""
-        weights = list(self.parameters())
-        each = torch.autograd.grad(losses, weights, torch.eye(len(losses)).to(losses), is_grads_batched=True)
-        length = torch.stack([g.flatten(1).square().sum(1) for g in each]).sum(0).sqrt()
-        kept = (_CLIP / (length + 1e-6)).clamp(max=1)
-        return [(g * kept.view(-1, *[1] * (g.dim() - 1))).mean(0) for g in each]
+        return agreement(model, agents, agents.draw(3), flip, self.score == "agreement")
 
     # Scores: fresh agents, the objective frozen.
 
@@ -328,6 +330,13 @@ class MetaGenRL(Learner):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the stored agents until the first batch says which of them live here."""
         self.population, self._saved = None, checkpoint.get("agents", [])
+
+
+def mean_of_clipped(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """The mean over N agents of gradients ``[N, ...]``, each agent's clipped to length 1."""
+    length = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
+    kept = (_CLIP / (length + 1e-6)).clamp(max=1)
+    return [(over(kept, g) * g).mean(0) for g in gradients]
 
 
 def _last(name: str) -> str:

@@ -8,10 +8,10 @@ from pydoc import ErrorDuringImport, locate
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from algornn.meta.agents import Agents
-from algornn.meta.control_networks import Weights, unit
+from algornn.meta.control_networks import Weights, leaves, unit
 from algornn.meta.learned_objective import standardised
 from algornn.meta.predicting_agents import PredictingAgents
 from algornn.meta.replay import Segments
@@ -25,7 +25,7 @@ _NEWEST = 4  # episodes that count as on-policy
 _EPSILON = 1e-8
 
 
-def learned(objective: nn.Module, agents: Agents, w: Weights, segments: Segments) -> Tensor:
+def learned(objective: Callable[..., Tensor], agents: Agents, w: Weights, segments: Segments) -> Tensor:
     """The learned losses ``[N, B, T]`` of policies w."""
     s = segments.observation
     p = agents.policy(w, s)
@@ -146,7 +146,13 @@ def advantages(value: Tensor, segments: Segments, gamma: float, kept: Tensor | N
     return torch.stack(found[::-1], -1)
 
 
-def improvement(objective: nn.Module, agents: Agents, batches: Sequence[Segments], rate: float = 1e-3) -> Tensor:
+def improvement(
+    objective: Callable[..., Tensor],
+    agents: Agents,
+    batches: Sequence[Segments],
+    rate: float = 1e-3,
+    step: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None,
+) -> Tensor:
     r"""How the critics find the policies after steps with the learned objective, ``[N]``, as MetaGenRL was published.
 
     .. math::
@@ -162,22 +168,23 @@ def improvement(objective: nn.Module, agents: Agents, batches: Sequence[Segments
         agents: their own weights are not changed.
         batches: K sets of segments, K of at least 2.
         rate: h.
+        step: a learned step in the place of the agents' own.
 
     Source: Kirsch, van Steenkiste and Schmidhuber (2020), eq. 4 to 6, and the released code, which sums the losses.
     """
     if len(batches) < 2:
         raise ValueError(f"`batches` needs one for every step and one more, expected at least 2, got {len(batches)}.")
-    w = {name: x.detach().requires_grad_() for name, x in agents.w.items()}
-    if agents.step is not None:
+    w, step = leaves(agents.w), step or agents.step
+    if step is not None:
         first, second, count = dict(agents.moments["first_w"]), dict(agents.moments["second_w"]), agents.policy_steps()
     for k, segments in enumerate(batches[:-1]):
         losses = learned(objective, agents, w, segments)
-        total = losses.sum() if agents.step is None else losses.mean((1, 2)).sum()
+        total = losses.sum() if step is None else losses.mean((1, 2)).sum()
         slope = dict(zip(w, torch.autograd.grad(total, list(w.values()), create_graph=True), strict=True))
-        if agents.step is not None:
+        if step is not None:
             rate, slope = agents.learning_rates[0], unit(slope, agents.shortest)
             for name, g in slope.items():
-                slope[name], first[name], second[name] = agents.step(g, first[name], second[name], count + k)
+                slope[name], first[name], second[name] = step(g, first[name], second[name], count + k)
         w = {name: x - rate * slope[name] for name, x in w.items()}
     joined = batches[0]
     for segments in batches[1:]:
@@ -186,7 +193,11 @@ def improvement(objective: nn.Module, agents: Agents, batches: Sequence[Segments
 
 
 def agreement(
-    objective: nn.Module, agents: Agents, segments: Segments, flip: Tensor | None = None, squashed: bool = True
+    objective: Callable[..., Tensor],
+    agents: Agents,
+    segments: Segments,
+    flip: Tensor | None = None,
+    squashed: bool = True,
 ) -> Tensor:
     r"""The cosine ``[N]`` between where the learned objective moves the actions and where the critics want them.
 

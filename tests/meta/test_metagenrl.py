@@ -14,7 +14,17 @@ import torch
 import algornn
 from algornn import MetaGenRL, cli
 from algornn.datamodules import ControlTasks
-from algornn.meta import Agents, LearnedObjective, LearnedStep, Pendulum, PointMass, Reacher, SharingAgents
+from algornn.meta import (
+    Agents,
+    LearnedObjective,
+    LearnedStep,
+    Pendulum,
+    PointMass,
+    PredictingAgents,
+    Reacher,
+    SharingAgents,
+)
+from algornn.meta.metagenrl import mean_of_clipped
 from algornn.meta.policy_rules import critics_own
 
 WORLDS = {
@@ -82,13 +92,32 @@ def test_no_graph_goes_on_to_the_next_step(score, step, tmp_path):
 
 
 def test_gradients_are_clipped_for_every_agent_before_the_mean():
-    model = learner()
-    w = next(iter(model.model.parameters()))
-    losses = torch.stack([(w * 1e-3).sum(), (w * 50).sum()])
-    losses = losses + sum(p.sum() * 0 for p in model.model.parameters())
-    found = model._clipped_apart(losses)[0]
-    small, large = torch.full_like(w, 1e-3), torch.full_like(w, 1 / w.numel() ** 0.5)
-    torch.testing.assert_close(found, (small + large) / 2, rtol=1e-4, atol=1e-8)
+    gradients = [torch.tensor([[1e-3, 0.0], [50.0, 0.0]]), torch.tensor([[[0.0, 2e-3]], [[0.0, 0.0]]])]
+    found = mean_of_clipped(gradients)
+    torch.testing.assert_close(found[0], torch.tensor([1e-3 + 1, 0]) / 2)
+    torch.testing.assert_close(found[1], torch.tensor([[0, 2e-3]]) / 2)
+
+
+@pytest.mark.parametrize("kind", ["objective", "step", "predictions"])
+def test_the_gradients_of_all_agents_are_those_of_each_alone(kind):
+    agents = SMALL([*WORLDS.values()], torch.arange(4))
+    model = learner(score="improvement", step=LearnedStep(4) if kind == "step" else None)
+    if kind == "predictions":
+        model.model = LearnedObjective(units=8, features=4, predictions=3)
+        agents = PredictingAgents([*WORLDS.values()], torch.arange(4), predictions=3, **SMALL.keywords)
+    for _ in range(4):
+        agents.update((partial(critics_own, agents), 1.0))
+    agents.step = model.step
+    for p in model.step.parameters() if model.step is not None else []:
+        p.data.normal_(0, 0.1)  # at first its last layer is 0
+    scores, found = model._taught(agents)
+    alone = model._scores(agents)
+    torch.testing.assert_close(scores, alone)
+    each = [torch.autograd.grad(-alone[n], list(model.parameters()), retain_graph=True) for n in range(4)]
+    wanted = mean_of_clipped([torch.stack(parts) for parts in zip(*each, strict=True)])
+    assert min(float(g.abs().max()) for g in wanted) > 0
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))
 
 
 def test_agents_begin_anew_at_their_age_and_anchors_follow_their_critic(tmp_path):
