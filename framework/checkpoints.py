@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import signal
+import sys
+import threading
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
@@ -64,8 +67,9 @@ class BestCheckpoint(ModelCheckpoint):
 class LastCheckpoint(Checkpoint):
     """Write ``last.ckpt`` at the start, every few steps and after every validation: a killed run goes on from it.
 
-    A run of one process that is told to end (SIGTERM) writes it after the step that it is in. Of several processes
-    each may hear of it after another step, and a checkpoint is all processes' work.
+    A run of one process that is told to end (SIGTERM, or Ctrl-C outside of a validation) writes it after the step that
+    it is in; a second Ctrl-C ends it at once. Of several processes each may hear of it after another step, and a
+    checkpoint is all processes' work.
 
     Being a `Checkpoint`, it is called after all other callbacks, so the file holds what they know by then; and a
     resumed run misses no validation, which one written before the validation of its step would.
@@ -79,30 +83,57 @@ class LastCheckpoint(Checkpoint):
         if every_n_steps < 1:
             raise ValueError(f"`resume_every_n_steps` must be at least 1, got {every_n_steps}.")
         self.path, self.every_n_steps = path, every_n_steps
-        self._step = 0
+        self._step, self._interrupted, self._listens = 0, False, False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the start of a run, so that whatever has started can go on."""
         self._step = trainer.global_step
         if trainer.global_step == 0:
             self._save(trainer)
+        here = threading.current_thread() is threading.main_thread()
+        if here and trainer.world_size == 1 and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._interrupted, self._listens = False, True
+            signal.signal(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self, *_: Any) -> None:
+        """Let the step come to its end at the first Ctrl-C, and nothing at the second."""
+        if self._interrupted:
+            raise KeyboardInterrupt
+        self._interrupted = True
+        print("\nalgornn: ends after this step; Ctrl-C again ends it at once.", file=sys.stderr, flush=True)
+
+    def _end_if_interrupted(self) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let Ctrl-C end a validation at once: nothing is learned in it."""
+        if self._listens:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Save after every n-th optimizer step, or leave it to the validation that follows."""
         stepped, self._step = trainer.global_step > self._step, trainer.global_step
-        told_to_end = trainer.received_sigterm and trainer.world_size == 1
+        told_to_end = self._interrupted or (trainer.received_sigterm and trainer.world_size == 1)
         due = told_to_end or trainer.global_step % self.every_n_steps == 0
         if stepped and due and not _validation_follows(trainer):
             self._save(trainer)
+            self._end_if_interrupted()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save after a validation during training."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._save(trainer)
+            self._end_if_interrupted()
+            if self._listens:
+                signal.signal(signal.SIGINT, self._interrupt)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the end of training."""
         self._save(trainer)
+        if self._listens:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._end_if_interrupted()
 
     def _save(self, trainer: L.Trainer) -> None:
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]

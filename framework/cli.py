@@ -13,7 +13,7 @@ from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from pydoc import locate
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import lightning as L
 import torch
@@ -55,9 +55,7 @@ USAGE = """usage: algornn COMMAND ...
 
 `algornn fit --help` lists every option. ALGORNN_TRACEBACK=1 shows the traceback of an error."""
 
-INTERRUPTED = (
-    "algornn: interrupted. The same command goes on with what was kept; fit does by --run_dir RUN --ckpt_path last."
-)
+INTERRUPTED = "algornn: interrupted. The same command goes on with what was kept."
 
 
 class SaveConfig(SaveConfigCallback):
@@ -88,6 +86,8 @@ class SaveConfig(SaveConfigCallback):
 
 class AlgornnCLI(LightningCLI):
     """LightningCLI with one folder per run, two checkpoints (best and last), and a test after training."""
+
+    fitting: ClassVar[str] = ""  # the folder of the run that is being trained, for who interrupts it
 
     def __init__(self, args: list[str], typed: list[str]) -> None:
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -199,6 +199,7 @@ class AlgornnCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the command; a training holds its run folder."""
         holds = subcommand == "fit" and self.trainer.is_global_zero
+        AlgornnCLI.fitting = self.config[subcommand].run_dir if subcommand == "fit" else ""
         with held(Path(self.config[subcommand].run_dir)) if holds else nullcontext():
             super()._run_subcommand(subcommand)
 
@@ -373,6 +374,7 @@ def main(args: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer` in `LightningModule`.*")
+    AlgornnCLI.fitting = ""
     sys.path.append(str(Path.cwd()))  # classes of the user's own in the working folder; last, so that they hide nothing
     try:
         run(list(sys.argv[1:] if args is None else args))
@@ -385,7 +387,9 @@ def main(args: list[str] | None = None) -> int:
         by_key = isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt)
         if not by_key and not isinstance(stop, SIGTERMException):
             raise
-        print(INTERRUPTED, file=sys.stderr)
+        run_dir = AlgornnCLI.fitting
+        again = f"algornn: interrupted. Go on with it: algornn fit --run_dir {shlex.quote(run_dir)} --ckpt_path last"
+        print(again if run_dir and Path(run_dir, "config.yaml").is_file() else INTERRUPTED, file=sys.stderr)
         return 130 if by_key else 143
     return 0
 

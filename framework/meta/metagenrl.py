@@ -114,7 +114,8 @@ class MetaGenRL(Learner):
     # Training.
 
     def on_fit_start(self) -> None:
-        """Refuse to scale losses: the gradients of the objective and of the agents are taken by hand."""
+        """Refuse to scale losses, since gradients are taken by hand, and worlds of the data that nobody makes."""
+        self._check_worlds(getattr(getattr(self.trainer, "datamodule", None), "groups", ()))
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             raise ValueError("MetaGenRL does not train in 16-mixed, which scales losses: choose 32-true or bf16-mixed.")
 
@@ -188,8 +189,7 @@ class MetaGenRL(Learner):
 
     def _born(self, batch: Any, step: LearnedStep | None = None) -> Agents:
         """Fresh agents for the worlds and seeds of a batch, with a learned optimiser or Adam."""
-        if missing := sorted(set(batch.world) - set(self.worlds)):
-            raise ValueError(f"The data have the world {missing[0]!r}, `worlds` has only {', '.join(self.worlds)}.")
+        self._check_worlds(batch.world)
         agents = self.agents([self.worlds[name] for name in batch.world], batch.seed.clone())
         agents.step = step
         if self.lifetime <= agents.random * agents.every:
@@ -198,6 +198,10 @@ class MetaGenRL(Learner):
                 f"{agents.random * agents.every}. Give a longer lifetime, or fewer random episodes."
             )
         return agents
+
+    def _check_worlds(self, names: Iterable[str]) -> None:
+        if missing := sorted(set(names) - set(self.worlds)):
+            raise ValueError(f"The data have the world {missing[0]!r}, `worlds` has only {', '.join(self.worlds)}.")
 
     def _share(self) -> Tensor:
         """What part the learned objective has in the step of every agent's policy, ``[N]``."""

@@ -256,6 +256,9 @@ def rule_named(name: str) -> Callable[..., Tensor]:
         found = RULES.get(name) or (locate(name) if "." in name else None)
     except ErrorDuringImport as error:
         raise ValueError(f"The rule {name!r} cannot be imported: {error}.") from error
+    if found is None and "." in name:
+        module, _, function = name.rpartition(".")
+        raise ValueError(f"The rule {name!r} is not there: give the working folder a module {module} with {function}.")
     if not callable(found):
         known = ", ".join(map(repr, RULES))
         raise ValueError(f"A rule must be among {known}, or a function of your own as module.function, got {name!r}.")

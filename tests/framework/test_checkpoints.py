@@ -13,14 +13,15 @@ from algornn.checkpoints import LastCheckpoint
 
 
 class ToldToEnd(L.Callback):
-    """Send SIGTERM to this process while it is in a batch."""
+    """Send a signal to this process while it is in a batch."""
 
-    def __init__(self, batch: int) -> None:
-        self.batch = batch
+    def __init__(self, batch: int, number: int = signal.SIGTERM, times: int = 1) -> None:
+        self.batch, self.number, self.times = batch, number, times
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if batch_idx == self.batch:
-            os.kill(os.getpid(), signal.SIGTERM)
+            for _ in range(self.times):
+                os.kill(os.getpid(), self.number)
 
 
 def fit(path, *callbacks, **settings):
@@ -28,7 +29,7 @@ def fit(path, *callbacks, **settings):
     trainer = L.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=True, callbacks=[LastCheckpoint(path, every_n_steps=1000), *callbacks],
-        limit_val_batches=0, **settings,
+        num_sanity_val_steps=0, **{"limit_val_batches": 0} | settings,
     )  # fmt: skip
     trainer.fit(BoringModel())
 
@@ -52,3 +53,32 @@ def test_it_keeps_no_half_of_an_accumulated_step(tmp_path, batch, kept):
     with pytest.raises(SIGTERMException):
         fit(tmp_path / "told.ckpt", ToldToEnd(batch), limit_train_batches=60, accumulate_grad_batches=2)
     assert saved(tmp_path / "told.ckpt")["global_step"] == kept
+
+
+@pytest.fixture
+def keys():
+    """Python's own way with Ctrl-C, which a shell may have it ignore, and Lightning does once it has seen it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(("times", "kept"), [(1, 7), (2, 0)])
+def test_ctrl_c_keeps_the_step_that_it_was_in_unless_it_comes_twice(tmp_path, keys, capsys, times, kept):
+    with pytest.raises(SystemExit):
+        fit(tmp_path / "told.ckpt", ToldToEnd(6, signal.SIGINT, times), limit_train_batches=60)
+    assert saved(tmp_path / "told.ckpt")["global_step"] == kept
+    assert "ends after this step; Ctrl-C again ends it at once" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_a_validation_at_once_and_is_as_before_after_training(tmp_path, keys):
+    class Validated(L.Callback):
+        def on_validation_batch_start(self, *_):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(SystemExit):
+        fit(tmp_path / "told.ckpt", Validated(), limit_train_batches=4, limit_val_batches=1)
+    assert saved(tmp_path / "told.ckpt")["global_step"] == 0
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    fit(tmp_path / "whole.ckpt", limit_train_batches=4)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -338,3 +338,16 @@ def test_an_interrupted_command_ends_in_one_sentence(monkeypatch, capsys):
     monkeypatch.setattr(cli, "run", interrupted)
     assert cli.main(["probe"]) == 130
     assert capsys.readouterr().err == f"{cli.INTERRUPTED}\n"
+
+
+def test_an_interrupted_training_is_told_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def interrupted(args):
+        cli.AlgornnCLI.fitting = str(tmp_path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run", interrupted)
+    assert cli.main(["fit"]) == 130
+    assert capsys.readouterr().err == f"{cli.INTERRUPTED}\n"  # nothing has been trained there
+    (tmp_path / "config.yaml").touch()
+    assert cli.main(["fit"]) == 130
+    assert f"Go on with it: algornn fit --run_dir {tmp_path} --ckpt_path last\n" in capsys.readouterr().err

@@ -272,9 +272,21 @@ def test_scaled_losses_are_refused():
         model.on_fit_start()
 
 
+def test_a_world_of_the_test_that_nobody_makes_is_told_before_training(tmp_path):
+    model = learner()
+    del model.worlds["pendulum"]  # which is held out
+    with pytest.raises(ValueError, match="The data have the world 'pendulum', `worlds` has only point_mass"):
+        trained(model, tmp_path, 1)
+    assert model.population is None
+
+
 def test_a_rule_that_there_is_not_is_refused():
     with pytest.raises(ValueError, match=r"A rule must be among 'reinforce', .*, got 'luck'"):
         learner().rule(None, "luck")
+    with pytest.raises(
+        ValueError, match=r"'my_rules.luck' is not there: give the working folder a module my_rules with luck"
+    ):
+        learner(rivals=("my_rules.luck",))
 
 
 def test_a_rule_whose_module_has_an_error_is_told(tmp_path, monkeypatch):
