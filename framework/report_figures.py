@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,7 @@ STYLE: dict[str, Any] = {
     "lines.linewidth": 1.4,
 }
 
+_REACH = 40  # points of a curve for every neighbour on each side that its running mean takes in
 Band = list[tuple[int, float, float]]  # the ends of an interval over steps
 
 
@@ -87,38 +88,34 @@ def curve_pictures(runs: Sequence[RunResults]) -> Iterator[Picture]:
         if unseen and (len(runs) > 1 or run.why_not_validated):
             run.notes.append(f"{run.label} has no validation curve{run.why_not_validated}.")
     for key, name, caption in (
-        ("train/loss", "train_loss", "Training loss; pale: as logged, bold: mean of neighbouring points."),
-        (
-            "train/cloning",
-            "cloning",
-            "Deviation from what is cloned; pale: as logged, bold: mean of neighbouring points.",
-        ),
-        (
-            "train/agreement",
-            "agreement",
-            "Agreement of the learned objective with the critics; bold: mean of neighbours.",
-        ),
+        ("train/loss", "train_loss", "Training loss."),
+        ("train/cloning", "cloning", "Deviation from what is cloned."),
+        ("train/agreement", "agreement", "Agreement of the learned objective with the critics."),
         (
             "train/action_agreement",
             "action_agreement",
-            "Agreement of the learned objective with the critics, of actions; bold: mean of neighbours.",
+            "Agreement of the learned objective with the critics, of actions.",
         ),
-        ("train/improvement", "improvement", "What the critics think after a learned step; bold: mean of neighbours."),
+        ("train/improvement", "improvement", "What the critics think after a learned step."),
         ("val/sequence_accuracy", "val_accuracy", "Validation accuracy, in distribution."),
         ("val/return", "val_return", "Mean return of the validation episodes, in distribution."),
         ("val_unseen/return", "val_unseen_return", "Mean return of the validation episodes in unseen worlds."),
     ):
         if curves := {run.label: run.curves[key] for run in runs if run.curves.get(key)}:
+            if key.startswith("train/") and _smoothed(curves.values()):
+                caption += " Pale: as logged, bold: mean of neighbouring points."
             yield picture(name, caption, learning_curve, curves, key, run_colours(runs))
     living: dict[str, dict[str, list[Curve]]] = {}
     for run in runs:
         for key, curve in run.curves.items():
             if key.startswith("train/return/"):
                 steps, values = zip(*curve, strict=True)
-                smooth = list(zip(steps, running_mean(values, len(values) // 20), strict=True))
+                smooth = list(zip(steps, running_mean(values), strict=True))
                 living.setdefault(key.rpartition("/")[2], {})[run.label] = [smooth]
     if living:
-        caption = "Mean return of the agents that live in every world, of all ages; mean of neighbouring points."
+        caption = "Mean return of the agents that live in every world, of all ages."
+        smoothed = _smoothed(curve for by_run in living.values() for curves in by_run.values() for curve in curves)
+        caption += " Mean of neighbouring points." if smoothed else ""
         yield picture("train_returns", caption, small_multiples, living, run_colours(runs))
 
 
@@ -245,7 +242,7 @@ def learning_curve(curves: dict[str, Curve], key: str, colours: dict[str, str]) 
         steps = [step for step, _ in points]
         values = [100 * value if accuracy else value for _, value in points]
         training = key.startswith("train/")
-        bold = running_mean(values, len(values) // 40) if training else values
+        bold = running_mean(values) if training else values
         axes.plot(steps, bold, color=colour, label=label, marker="o" if len(points) < 30 else "", markersize=3)
         if training:
             axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
@@ -265,10 +262,16 @@ def learning_curve(curves: dict[str, Curve], key: str, colours: dict[str, str]) 
     return figure
 
 
-def running_mean(values: Sequence[float], reach: int) -> list[float]:
-    """Return the mean of every value and up to `reach` neighbours on each side."""
+def running_mean(values: Sequence[float]) -> list[float]:
+    """Return the mean of every value and its neighbours, of 40 values one on each side."""
+    reach = len(values) // _REACH
     windows = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
     return [sum(window) / len(window) for window in windows]
+
+
+def _smoothed(curves: Iterable[Curve]) -> bool:
+    """Whether `running_mean` changes some of the curves."""
+    return any(len(curve) >= _REACH for curve in curves)
 
 
 def small_multiples(

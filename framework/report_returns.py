@@ -163,6 +163,7 @@ def return_pictures(runs: Sequence[RunResults]) -> Iterator[Picture]:
 def returns_by_group(runs: Sequence[RunResults], colours: dict[str, str]) -> Figure:
     """Draw mean returns with their standard errors: a panel per group, a row per test set, the runs side by side."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     sets: dict[str, list[str]] = {}
     for run in runs:
@@ -183,6 +184,7 @@ def returns_by_group(runs: Sequence[RunResults], colours: dict[str, str]) -> Fig
             axes.errorbar(means, places, xerr=errors, **style)
         axes.set_yticks(range(len(rows)), rows)
         axes.set(ylim=(len(rows) - 0.5, -0.5), title=group)
+        axes.xaxis.set_major_locator(MaxNLocator(5))  # narrow ranges have long numbers
     panels[-1].set_xlabel("mean return")
     if len(runs) > 1:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center")
