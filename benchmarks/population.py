@@ -80,6 +80,10 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if min(options.agents, options.width, options.rounds, *(x for size in options.size or SIZES for x in size)) < 1:
+        parser.error("agents, width, rounds and both numbers of a size must be at least 1.")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda needs a GPU, and torch sees none: leave it out to measure on the processor.")
     torch.set_num_threads(1)
     torch.manual_seed(0)
     objective, rows = LearnedObjective(advantages=True).to(options.device), []

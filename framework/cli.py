@@ -190,8 +190,9 @@ class AlgornnCLI(LightningCLI):
             ]
         refuse_namesakes(_as_list(trainer.callbacks))  # before Lightning does, which does not name the mend
         kwargs["plugins"] = [*_as_list(trainer.plugins), AtomicCheckpointIO()]
-        hidden = trainer.enable_progress_bar is False or trainer.barebones
-        other = hidden or any(isinstance(callback, ProgressBar) for callback in _as_list(trainer.callbacks))
+        other = trainer.enable_progress_bar is False or any(
+            isinstance(callback, ProgressBar) for callback in _as_list(trainer.callbacks)
+        )
         bar = [] if other else [StepProgressBar()]
         self.trainer_defaults["callbacks"] = [last, RandomState(), self.record, PredictionWriter(self.apart), *bar]
         return super().instantiate_trainer(**kwargs)

@@ -27,6 +27,7 @@ class StepProgressBar(RichProgressBar):
             super().on_train_epoch_start(trainer, pl_module)
         elif self.is_enabled and self.train_progress_bar_id is None:
             self._initialize_train_progress_bar_id()
+            self._update(self.train_progress_bar_id, trainer.global_step)  # where a resumed run stands
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -36,6 +37,6 @@ class StepProgressBar(RichProgressBar):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, done)
 
     def _get_train_description(self, current_epoch: int) -> str:
-        """``Training`` beside ``Validation``, or Lightning's number of the epoch."""
+        """``Training`` beside ``Validation``, or Lightning's number of the epoch where epochs end the run."""
         wide = f"{'Training':{len(self.validation_description)}}"
-        return wide if self._steps() else super()._get_train_description(current_epoch)
+        return wide if self.trainer.max_epochs == -1 else super()._get_train_description(current_epoch)

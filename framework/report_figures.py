@@ -303,6 +303,7 @@ def small_multiples(
         for label, band in (bands or {}).get(name, {}).items():
             axes.fill_between(*zip(*band, strict=True), color=colours[label], alpha=0.15, linewidth=0)
         values = [value for curves in by_run.values() for curve in curves for _, value in curve]
+        values += [end for band in (bands or {}).get(name, {}).values() for _, *both in band for end in both]
         if SHARES.search(name) and min(values) >= 0 and max(values) <= 1:
             axes.set_ylim(-0.04, 1.04)
         axes.set_title(name, fontsize=8)

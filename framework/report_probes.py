@@ -102,7 +102,7 @@ def scalar_panels(
         for name, both in ends(curves).items():
             low, high = (dict(curves[end]) for end in both)
             steps = sorted(low.keys() & high.keys())
-            if "/" not in name and steps:
+            if "/" not in name and len(steps) > 1:
                 bands.setdefault(name, {})[run.label] = [(step, low[step], high[step]) for step in steps]
     lengths = {name: max(len(c) for curves in by_run.values() for c in curves) for name, by_run in panels.items()}
     return {name: by_run for name, by_run in panels.items() if lengths[name] > 1}, bands

@@ -104,16 +104,26 @@ def of_each(network: nn.Module, N: int) -> tuple[Callable[..., Any], list[Tensor
     """A network with weights of its own for each of N agents, all of them the network's, and these weights.
 
     With them one backward pass gives the gradients of all agents apart; with weights that they share it would take N.
+    The network is called under `torch.func.vmap`: no branch may depend on its data, no buffer be changed in place.
 
     Returns:
-        What to call with tensors, or tuples of them, that have N in front, or with None; and the weights ``[N, ...]``
-        in the order of the network's parameters.
+        What to call with tensors, or tuples of them, that have N in front, or with None, and which raises a ValueError
+        where vmap does not know the network's ways; and the weights ``[N, ...]`` of its parameters that are trained.
     """
-    weights = {name: p.detach().expand(N, *p.shape).requires_grad_() for name, p in network.named_parameters()}
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    weights = {name: p.detach().expand(N, *p.shape).requires_grad_() for name, p in trained.items()}
 
     def call(*inputs: Any) -> Any:
         dims = tuple(None if x is None else 0 for x in inputs)
-        return vmap(lambda own, *given: functional_call(network, own, given), (0, *dims))(weights, *inputs)
+        one = lambda own, *given: functional_call(network, own, given)  # noqa: E731
+        try:
+            return vmap(one, (0, *dims), randomness="different")(weights, *inputs)
+        except RuntimeError as error:
+            if "vmap" not in str(error):
+                raise
+            raise ValueError(
+                f"{type(network).__name__} is called for every agent apart, under vmap: {error}"
+            ) from error
 
     return call, list(weights.values())
 

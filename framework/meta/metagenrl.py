@@ -53,7 +53,8 @@ class MetaGenRL(Learner):
     `Agents.unsound`).
 
     Args:
-        model: the learned objective: `algornn.meta.LearnedObjective`.
+        model: the learned objective: `algornn.meta.LearnedObjective`, or one of your own that takes what it takes; the
+            score "improvement" calls it without the agents' dimension, under `torch.func.vmap`.
         worlds: what makes each world of a batch of seeds, by the names that the data use.
         agents: called with the worlds and the seeds of agents, makes a population: `algornn.meta.Agents`.
         optimizer: called with the objective's weights; None: Adam with its defaults.
@@ -108,14 +109,17 @@ class MetaGenRL(Learner):
         self.worlds, self.agents, self.lifetime, self.warmup = dict(worlds), agents, lifetime, warmup
         self.anchors, self.score, self.rivals = anchors, score, tuple(rivals)
         self.population: Agents | None = None
-        self.ids, self.dealt = torch.empty(0, dtype=torch.long), 1  # numbers of the agents, and of their worlds
-        self._saved: list[tuple[Tensor, dict[str, Tensor]]] = []
+        self.ids, self.homes = torch.empty(0, dtype=torch.long), [""]  # numbers of the agents, and what they live in
+        self._saved: list[tuple[Tensor, list[str], dict[str, Tensor]]] = []
 
     # Training.
 
     def on_fit_start(self) -> None:
         """Refuse to scale losses, since gradients are taken by hand, and worlds of the data that nobody makes."""
         self._check_worlds(getattr(getattr(self.trainer, "datamodule", None), "groups", ()))
+        precision = getattr(self.trainer, "precision", "")
+        if precision in ("16-true", "bf16-true"):
+            raise ValueError(f"MetaGenRL does not train in {precision}: choose 32-true or bf16-mixed.")
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             raise ValueError("MetaGenRL does not train in 16-mixed, which scales losses: choose 32-true or bf16-mixed.")
 
@@ -127,7 +131,7 @@ class MetaGenRL(Learner):
         returns = agents.update((rule, share), (critic, 1 - share), expired=agents.age >= self._ends(agents.seed))
         scores, gradients = self._taught(agents)
         optimizer: Any = self.optimizers()
-        for p, gradient in zip(self.parameters(), gradients, strict=True):
+        for p, gradient in zip(self._trained(), gradients, strict=True):
             p.grad = self.trainer.strategy.reduce(gradient.detach(), reduce_op="mean")
         length = torch.nn.utils.clip_grad_norm_(self.parameters(), _CLIP)
         if not length.isfinite():
@@ -155,10 +159,11 @@ class MetaGenRL(Learner):
         """The agents of this process: born from the first batch, or taken over from a checkpoint."""
         if self.population is None:
             self.population = self._born(batch, self.step)
-            self.ids, self.dealt = batch.id.clone(), len(set(batch.world))
+            self.ids = batch.id.clone()
+            self.homes = [f"{type(self.population).__name__} in {world}" for world in batch.world]
             place = {agent: row for row, agent in enumerate(self.ids.tolist())}
             self._check_saved(self.population)
-            for ids, state in self._saved:
+            for ids, _, state in self._saved:
                 held = [(row, place[agent]) for row, agent in enumerate(ids.tolist()) if agent in place]
                 if held:
                     self.population.load_state_dict(state, *torch.tensor(held).T)
@@ -172,20 +177,32 @@ class MetaGenRL(Learner):
 
     def _check_saved(self, agents: Agents) -> None:
         """Raise a ValueError where the agents of a checkpoint are others than those of the data and the arguments."""
-        known, number = sum(len(ids) for ids, _ in self._saved), len(agents) * self.trainer.world_size
+        known, number = sum(len(ids) for ids, *_ in self._saved), len(agents) * self.trainer.world_size
         if self._saved and known != number:
             raise ValueError(
                 f"The checkpoint has {known} agents, the data have {number}: resume with as many, or start anew."
             )
-        mine = agents.state_dict()
-        for key in sorted(mine.keys() | (self._saved[0][1] if self._saved else mine).keys()):
+        mine, states = agents.state_dict(), [state for *_, state in self._saved]
+        if states and "replay.room" not in states[0]:
+            raise ValueError(
+                "The checkpoint is of an older algornn, which stored episodes otherwise: go on with it, or start anew."
+            )
+        for key in sorted(mine.keys() | (states[0] if states else mine).keys()):
             first = 2 if key.startswith("replay.") else 1  # a replay is stored without the room that is still empty
-            sizes = [part[key].shape[first:] if key in part else None for part in (mine, *(s for _, s in self._saved))]
+            sizes = [part[key].shape[first:] if key in part else None for part in (mine, *states)]
             if len(set(sizes)) > 1:
                 raise ValueError(
                     f"The checkpoint has agents of another kind or size, whose {key} differs: resume with the worlds "
                     "and the `agents` that it was trained with, or start anew."
                 )
+        here = dict(zip(self.ids.tolist(), self.homes, strict=True))
+        for ids, homes, _ in self._saved:
+            for agent, home in zip(ids.tolist(), homes, strict=True):
+                if here.get(agent, home) != home:
+                    raise ValueError(
+                        f"Agent {agent} of the checkpoint is one of {home}, here it is one of {here[agent]}: resume "
+                        "with the worlds and the `agents` that it was trained with, or start anew."
+                    )
 
     def _born(self, batch: Any, step: LearnedStep | None = None) -> Agents:
         """Fresh agents for the worlds and seeds of a batch, with a learned optimiser or Adam."""
@@ -205,7 +222,7 @@ class MetaGenRL(Learner):
 
     def _share(self) -> Tensor:
         """What part the learned objective has in the step of every agent's policy, ``[N]``."""
-        turn = self.ids // self.dealt  # so that every world has as many anchors
+        turn = self.ids // len(set(self.homes))  # so that every world has as many anchors
         anchors = ((turn[:, None] + torch.arange(2, device=turn.device)).double() * self.anchors + _TINY).floor()
         anchor = anchors[:, 1] > anchors[:, 0]
         return torch.where(anchor, 0.0, min(1.0, self.global_step / max(self.warmup, 1)))
@@ -214,11 +231,14 @@ class MetaGenRL(Learner):
         """The ages at which agents begin anew, ``[N]``."""
         return self.lifetime * (0.25 + 1.5 * uniform(seed, 0, _END))
 
+    def _trained(self) -> list[nn.Parameter]:
+        return [p for p in self.parameters() if p.requires_grad]
+
     def _taught(self, agents: Agents) -> tuple[Tensor, list[Tensor]]:
         """The scores ``[N]``, and the gradient of minus their mean, that of an improvement clipped for every agent."""
         if self.score != "improvement":
             scores = self._scores(agents)
-            return scores, list(torch.autograd.grad(-scores.mean(), list(self.parameters())))
+            return scores, list(torch.autograd.grad(-scores.mean(), self._trained()))
         model, weights = of_each(self.model, len(agents))
         step, more = of_each(self.step, len(agents)) if self.step is not None else (None, [])
         scores = self._scores(agents, model, step)
@@ -324,7 +344,7 @@ class MetaGenRL(Learner):
         held = self._saved
         if self.population is not None:
             state = {name: x.detach().cpu().clone() for name, x in self.population.state_dict().items()}
-            held = [(self.ids.cpu(), state)]
+            held = [(self.ids.cpu(), self.homes, state)]
             if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
                 every: list[Any] = [None] * dist.get_world_size()
                 dist.all_gather_object(every, held[0])

@@ -17,6 +17,10 @@ class Watched(StepProgressBar):
         super().__init__()
         self.shown = []
 
+    def on_train_epoch_start(self, *args):
+        super().on_train_epoch_start(*args)
+        self.first = getattr(self, "first", int(self.train_progress_bar.completed))
+
     def on_train_batch_end(self, *args):
         super().on_train_batch_end(*args)
         task = self.train_progress_bar
@@ -31,17 +35,19 @@ def shown(folder, steps, epochs=-1, resumed=None):
     )  # fmt: skip
     trainer.fit(BoringModel(), ckpt_path=resumed)
     trainer.save_checkpoint(folder / "last.ckpt")
-    return bar.shown
+    return bar
 
 
 def test_steps_go_on_through_epochs_and_after_a_resume(tmp_path):
-    assert shown(tmp_path, 4) == [("Training", done, 4) for done in (1, 2, 3, 4)]
-    assert shown(tmp_path, 8, resumed=tmp_path / "last.ckpt") == [("Training", done, 8) for done in (5, 6, 7, 8)]
+    assert shown(tmp_path, 6).shown == [("Training", done, 6) for done in (1, 2, 3, 4, 5, 6)]
+    bar = shown(tmp_path, 8, resumed=tmp_path / "last.ckpt")
+    assert bar.first == 6
+    assert bar.shown == [("Training", done, 8) for done in (7, 8)]
 
 
 @pytest.mark.parametrize("steps", [-1, 100])
 def test_epochs_are_lightnings_own(tmp_path, steps):
-    assert shown(tmp_path, steps, epochs=2) == [(f"Epoch {e}/1", done, 3) for e in (0, 1) for done in (1, 2, 3)]
+    assert shown(tmp_path, steps, epochs=2).shown == [(f"Epoch {e}/1", done, 3) for e in (0, 1) for done in (1, 2, 3)]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from algornn.meta import (
     Agents,
     LearnedObjective,
     LearnedStep,
+    OriginalAgents,
     Pendulum,
     PointMass,
     PredictingAgents,
@@ -127,11 +128,11 @@ def test_agents_begin_anew_at_their_age_and_anchors_follow_their_critic(tmp_path
     assert (agents.age <= model._ends(agents.seed) + agents.every).all()
     assert (agents.age < 14).any()
     share = learner()
-    share.ids, share.dealt, share.warmup = torch.arange(24), 4, 0
+    share.ids, share.homes, share.warmup = torch.arange(24), [*"abcd"], 0
     share._trainer = None
     share.__class__ = type("At", (MetaGenRL,), {"global_step": 1})
     assert share._share().view(6, 4).tolist() == [[1.0] * 4, [0.0] * 4] * 3  # half of the agents in every world
-    share.ids, share.dealt, share.anchors = torch.arange(12), 2, 1 / 3
+    share.ids, share.homes, share.anchors = torch.arange(12), [*"ab"], 1 / 3
     assert (share._share() == 0).tolist() == [False] * 4 + [True] * 2 + [False] * 4 + [True] * 2
 
 
@@ -270,6 +271,54 @@ def test_scaled_losses_are_refused():
     model._trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=object()))
     with pytest.raises(ValueError, match=r"does not train in 16-mixed, .* choose 32-true or bf16-mixed"):
         model.on_fit_start()
+    model._trainer.precision = "bf16-true"
+    with pytest.raises(ValueError, match="does not train in bf16-true: choose 32-true or bf16-mixed"):
+        model.on_fit_start()
+
+
+def test_agents_of_a_checkpoint_that_lived_elsewhere_are_refused(tmp_path):
+    other = learner()
+    other.agents = partial(OriginalAgents, **SMALL.keywords)
+    trained(learner(), tmp_path, 3).save_checkpoint(tmp_path / "model.ckpt")
+    with pytest.raises(
+        ValueError, match=r"Agent 0 of the checkpoint is one of Agents in point_mass, here .* of OriginalAgents in"
+    ):
+        trained(other, tmp_path, 5, resume=tmp_path / "model.ckpt")
+    saved = torch.load(tmp_path / "model.ckpt", weights_only=False)
+    ids, homes, state = saved["agents"][0]
+    saved["agents"] = [(ids, [home.replace("reacher", "swamp") for home in homes], state)]
+    torch.save(saved, tmp_path / "moved.ckpt")
+    with pytest.raises(
+        ValueError, match="Agent 1 of the checkpoint is one of Agents in swamp, here it is one of Agents in reacher"
+    ):
+        trained(learner(), tmp_path, 5, resume=tmp_path / "moved.ckpt")
+    saved["agents"] = [(ids, {name: x for name, x in state.items() if name != "replay.room"})]
+    torch.save(saved, tmp_path / "old.ckpt")
+    with pytest.raises(ValueError, match=r"of an older algornn, .*: go on with it, or start anew"):
+        trained(learner(), tmp_path, 5, resume=tmp_path / "old.ckpt")
+
+
+class Own(LearnedObjective):
+    """An objective with chance in it, and a branch where it is told."""
+
+    branch = False
+
+    def forward(self, p, *others):
+        y = super().forward(torch.nn.functional.dropout(p, 0.1), *others)
+        return y if not self.branch or y.isfinite().all() else 0 * y
+
+
+def test_an_objective_of_ones_own_may_have_chance_and_frozen_weights_but_no_branch_by_its_data(tmp_path):
+    model = learner(score="improvement")
+    model.model = Own(units=8, features=4)
+    frozen = model.model.gates.weight.requires_grad_(False)
+    before, kept = weights(model), frozen.clone()
+    trained(model, tmp_path, 2)
+    assert not torch.equal(weights(model), before)
+    assert torch.equal(frozen, kept)
+    model.model.branch = True
+    with pytest.raises(ValueError, match=r"Own is called for every agent apart, under vmap: .*data-dependent"):
+        model._taught(model.population)
 
 
 def test_a_world_of_the_test_that_nobody_makes_is_told_before_training(tmp_path):
