@@ -92,7 +92,7 @@ class Replay:
         lasted = episode.mask.sum(-1, dtype=torch.long)
         owner = lasted.nonzero()[:, 0]
         begin, lasted = self._begin(owner, self.count[owner]), lasted[owner]
-        # An observation more than steps; what stands in the other fields at its place does not count.
+        # An observation more than steps; of the other fields at its place only the reward is looked at, by `largest`.
         row, step = (torch.arange(episode.mask.shape[1] + 1, device=lasted.device) <= lasted[:, None]).nonzero().T
         place = (begin[row] + step) % self.room
         acted = step < lasted[row]
