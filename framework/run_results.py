@@ -278,6 +278,8 @@ def read_run(folder: Path) -> RunResults:
         run.notes.insert(
             0, f"{folder.name} has no test results yet: it is unfinished, or was stopped before its test.{at}"
         )
+    if cut := run.options.get("trainer.limit_test_batches"):
+        run.notes.append(f"{folder.name} was tested on a part of every set: trainer.limit_test_batches is {cut}.")
     return run
 
 

@@ -281,6 +281,13 @@ def test_users_matplotlib_style_changes_nothing(reported, tmp_path):
     assert (tmp_path / "styled/groups_babi_all_tprrnn_seed_1.png").read_bytes() == before
 
 
+def test_a_test_on_a_part_of_the_sets_is_told(tmp_path, capsys):
+    told = "was tested on a part of every set: trainer.limit_test_batches is 2."
+    for name, option in (("whole", ""), ("part", " --trainer.limit_test_batches 2")):
+        main([str(write_run(tmp_path / name, steps=10_000, command=f"algornn fit --config babi_all_tprrnn{option}"))])
+        assert (f"part {told}" in capsys.readouterr().out) is bool(option)
+
+
 def test_probe_measured_once_has_figures_but_no_curve(tmp_path):
     run = write_run(tmp_path / "run", steps=10_000)
     main([str(run)])
