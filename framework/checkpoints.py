@@ -135,6 +135,11 @@ class LastCheckpoint(Checkpoint):
             signal.signal(signal.SIGINT, signal.default_int_handler)
         self._end_if_interrupted()
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leave Ctrl-C as it was found, unless it ended the training: Lightning ignores it while it shuts down."""
+        if self._listens and not isinstance(exception, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def _save(self, trainer: L.Trainer) -> None:
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.save_checkpoint(self.path, weights_only=False)

@@ -82,3 +82,6 @@ def test_ctrl_c_ends_a_validation_at_once_and_is_as_before_after_training(tmp_pa
     signal.signal(signal.SIGINT, signal.default_int_handler)
     fit(tmp_path / "whole.ckpt", limit_train_batches=4)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(SIGTERMException):
+        fit(tmp_path / "ended.ckpt", ToldToEnd(2), limit_train_batches=4)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
