@@ -12,9 +12,8 @@ import json
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
-from measure import write_results
+from measure import results_file, write_results
 
 from algornn.datamodules import (
     SCAN,
@@ -58,7 +57,7 @@ def generate(name: str, make: Callable[[], SplitDataModule]) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="beginnings of the names of the rows to run; all without")
-    parser.add_argument("--out", type=Path, help="write the rows to this JSON file")
+    parser.add_argument("--out", type=results_file, help="write the rows to this JSON file")
     options = parser.parse_args()
     rows = []
     for name, make in ROWS:

@@ -13,11 +13,10 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from measure import write_results
+from measure import results_file, write_results
 from torch import Tensor
 
 from algornn.triton_kernels.delta_rule import delta_rule
@@ -63,7 +62,7 @@ def step(side: Side, x: list[Tensor]) -> list[Tensor]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=results_file)
     args = parser.parse_args()
     torch.set_num_threads(1)
     name, theirs = other_side()

@@ -12,11 +12,10 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from measure import in_a_process, measure, write_results
+from measure import in_a_process, measure, results_file, write_results
 from torch import Tensor
 
 from algornn import FastWeightMemory, MemoryAugmentedLSTM, TokenNetwork
@@ -86,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=results_file)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:

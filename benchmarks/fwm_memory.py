@@ -11,11 +11,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from measure import in_a_process, measure, write_results
+from measure import in_a_process, measure, results_file, write_results
 from torch import Tensor
 
 from algornn.triton_kernels import tensor_memory
@@ -97,7 +96,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--carried", type=int, nargs="+", default=[0, 1], help="0: fresh memory, 1: a carried state")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=results_file)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:

@@ -18,11 +18,10 @@ import argparse
 import itertools
 import statistics
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from measure import write_results
+from measure import results_file, write_results
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -114,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=results_file)
     args = parser.parse_args()
     torch.set_num_threads(1)
     error = agreement()

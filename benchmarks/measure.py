@@ -5,8 +5,10 @@ A benchmark is a script with one function per way; `measure` runs in the process
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -49,6 +51,17 @@ def in_a_process(script: str, *arguments: object) -> dict[str, float]:
     """Run a benchmark's script in a process of its own and return the JSON that it prints last."""
     printed = subprocess.check_output([sys.executable, script, *map(str, arguments)], text=True)
     return json.loads(printed.splitlines()[-1])
+
+
+def results_file(text: str) -> Path:
+    """The type of --out: a file that can be written, so that nothing is measured for nothing."""
+    path = Path(text).absolute()
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder. Name a file in it, such as {Path(text) / 'rows.json'}.")
+    nearest = next(place for place in (path, *path.parents) if place.exists())
+    if not os.access(nearest, os.W_OK) or (nearest != path and not nearest.is_dir()):
+        raise argparse.ArgumentTypeError(f"{text} cannot be written, because of {nearest}. Name another file.")
+    return path
 
 
 def write_results(path: Path | None, rows: list[dict]) -> None:

@@ -17,11 +17,10 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from measure import write_results
+from measure import results_file, write_results
 from torch import Tensor, nn
 
 from algornn.probes import ModuleUsageProbe
@@ -138,7 +137,7 @@ def main() -> None:
     parser.add_argument("--rules", type=int, nargs="+", default=[2, 8, 32])
     parser.add_argument("--steps", type=int, default=PUBLISHED_STEPS)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=results_file)
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict] = []

@@ -14,11 +14,10 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from measure import write_results
+from measure import results_file, write_results
 
 from algornn.meta import Agents, LearnedObjective, Reacher, agreement
 from algornn.meta.policy_rules import learned
@@ -78,7 +77,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, action="append", help="Segments and their steps; may be repeated.")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=results_file)
     options = parser.parse_args()
     if min(options.agents, options.width, options.rounds, *(x for size in options.size or SIZES for x in size)) < 1:
         parser.error("agents, width, rounds and both numbers of a size must be at least 1.")

@@ -15,11 +15,10 @@ import importlib
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from measure import write_results
+from measure import results_file, write_results
 from torch import Tensor
 
 import algornn
@@ -124,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--probes", nargs="*", default=[], help="only probes whose names contain one of these")
     parser.add_argument("--batches", type=int, default=8)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=results_file)
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -17,11 +17,10 @@ import json
 import statistics
 import time
 from functools import partial
-from pathlib import Path
 from types import MethodType
 
 import torch
-from measure import in_a_process, write_results
+from measure import in_a_process, results_file, write_results
 from torch import Tensor
 from torch.nn.functional import dropout
 
@@ -139,7 +138,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=8, help="training steps that are timed")
     parser.add_argument("--rounds", type=int, default=3, help="processes per side")
     parser.add_argument("--side", choices=["released", "learner"], help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, help="write the rows to this JSON file")
+    parser.add_argument("--out", type=results_file, help="write the rows to this JSON file")
     options = parser.parse_args()
     if options.side:
         print(json.dumps(train(options.networks[0], options.side, options.batches)))

@@ -13,10 +13,9 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from measure import in_a_process, measure, write_results
+from measure import in_a_process, measure, results_file, write_results
 from torch import Tensor
 
 from algornn.triton_kernels.delta_rnn import delta_rnn
@@ -101,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=OPERATORS, default=list(OPERATORS))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=results_file)
     parser.add_argument("--size", choices=SIZES, help=argparse.SUPPRESS)
     parser.add_argument("--side", choices=("reference", "torch"), help=argparse.SUPPRESS)
     args = parser.parse_args()

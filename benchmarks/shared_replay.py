@@ -15,11 +15,10 @@ import argparse
 import json
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from measure import write_results
+from measure import results_file, write_results
 from scipy import stats
 from tqdm import trange
 
@@ -102,7 +101,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--agents", type=int, default=8)
     parser.add_argument("--updates", type=int, default=800)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=results_file)
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = json.loads(options.out.read_text())["rows"] if options.out and options.out.exists() else []

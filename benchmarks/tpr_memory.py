@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from measure import in_a_process, measure, write_results
+from measure import in_a_process, measure, results_file, write_results
 from torch import Tensor
 
 from algornn.triton_kernels import tensor_memory
@@ -140,7 +139,7 @@ def main() -> None:
     parser.add_argument("--tuned", type=int, nargs="*", default=[20], help="sentences")
     parser.add_argument("--alone", type=int, nargs="*", default=[256, 512, 1024], help="sentences")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=results_file)
     parser.add_argument("--tokens", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--side", choices=(*LOOPS, "ours"), help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import write_results
+from measure import results_file, write_results
 from torch import Tensor, nn
 
 from algornn.probe_command import from_run
@@ -111,7 +111,7 @@ def main() -> None:
         "--untrained", type=int, nargs="*", default=[1, 2, 3], help="seeds with the untrained network, too"
     )
     parser.add_argument("--runs", type=Path, default=Path("runs/weight_masks"))
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=results_file)
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict] = []

@@ -1,5 +1,6 @@
 """What is measured on a GPU is rehearsed without one, so that the one call that counts does not fail over a trifle."""
 
+import argparse
 import json
 import math
 import os
@@ -71,3 +72,17 @@ def test_when_the_time_is_over_what_was_not_reached_is_named(tmp_path, monkeypat
     rows = list(gpu.work(rehearse=False, seconds=2, only=[""]))
     assert [row["unit"] for row in rows] == [0, "dies"]
     assert rows[-1]["not_reached"] == ["hangs", "last"]
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from measure import results_file
+
+    (tmp_path / "rows.json").touch()
+    assert results_file(str(tmp_path / "new" / "rows.json")) == tmp_path / "new" / "rows.json"
+    assert not (tmp_path / "new").exists()  # made when there is something to write
+    assert results_file(str(tmp_path / "rows.json")) == tmp_path / "rows.json"
+    with pytest.raises(argparse.ArgumentTypeError, match=r"is a folder\. Name a file in it"):
+        results_file(str(tmp_path))
+    with pytest.raises(argparse.ArgumentTypeError, match=r"because of .*rows\.json\. Name another file"):
+        results_file(str(tmp_path / "rows.json" / "below.json"))
