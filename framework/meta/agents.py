@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from algornn.learners.checks import check_shares, check_whole
-from algornn.meta.control_networks import Policy, TwinCritics, Weights, fresh_weights, leaves, over, unit
+from algornn.meta.control_networks import Policy, TwinCritics, Weights, adam_step, fresh_weights, leaves, over, unit
 from algornn.meta.replay import Replay, Segments, kept
 from algornn.meta.world import ContinuousWorld, WorldsTogether, check_world, each, normal, uniform
 
 Rule = Callable[[Weights, Segments], Tensor]
-_BETAS, _EPSILON = (0.9, 0.999), 1e-8
+_EPSILON = 1e-8  # the least standard deviation
 _CONSTANT = 1e-6  # spread of rewards, relative to the largest, below which only rounding makes them differ
 _SMOOTHING, _SMOOTHED = 0.2, 0.5  # noise of the target policy, and where it is cut
 _BORN, _EPISODE, _UNIFORM, _NOISE, _SEGMENT, _TARGET = range(6)  # streams of chance
@@ -37,7 +37,7 @@ class Agents:
 
     in rewards of unit variance (over the agent's first episode, where they vary), and w', u' follow w and u. What moves
     the policies is up to the caller: `update` gets rules that give their loss, whose gradient is brought to length 1
-    for every agent before Adam takes it. Agents begin with episodes at random, during which only the critics learn.
+    for every agent before Adam takes it. While agents begin with episodes at random, only the critics learn (`rest`).
 
     Everything random comes from the agents' seeds and their time, so that an agent does not depend on the others.
 
@@ -59,12 +59,14 @@ class Agents:
 
     Source: Kirsch, van Steenkiste and Schmidhuber (2020), appendix A, and the released code; Fujimoto, van Hoof and
     Meger (2018), "Addressing Function Approximation Error in Actor-Critic Methods". Deviations, which `OriginalAgents`
-    takes back: the unit variance and the unit length above; a time limit is not stored as a terminal state, a terminal
-    state gives no further reward of 1, and it is one episode at a time, however short.
+    takes back: the unit variance, the unit length and the rest above; a time limit is not stored as a terminal state, a
+    terminal state gives no further reward of 1, means leave out what pads short segments, and it is one episode at a
+    time, however short.
     """
 
     capacity = 1000  # episodes of the greatest length that a replay buffer has room for
     quirks = False  # those of `OriginalAgents`
+    trace = 0.95  # lambda of generalized advantage estimation
     predictions = 0  # numbers that `PredictingAgents` say of a state
     step: Any = None  # a `LearnedStep` that takes Adam's place for the policies
 
@@ -106,7 +108,7 @@ class Agents:
         self._policy = vmap(lambda w, s: functional_call(self.nets["w"], w, (s,)))
         self._critics = vmap(lambda u, s, b: functional_call(self.nets["u"], u, (s, b)))
         self.time = 0
-        self.age = torch.zeros_like(seed)
+        self.age, self.steps_lived = torch.zeros_like(seed), torch.zeros_like(seed)
         self.scale = torch.ones(len(seed), device=seed.device)
         self.w, self.u = (fresh_weights(net, self.seed + k, self.sizes) for k, net in enumerate(self.nets.values()))
         self.target_w, self.target_u = ({name: x.clone() for name, x in net.items()} for net in (self.w, self.u))
@@ -174,6 +176,7 @@ class Agents:
                 self._measure(episodes)
             self.replay.add(episodes._replace(reward=episodes.reward / self.scale[:, None, None]))
             total, number, turn = total + episodes.reward.sum((1, 2)), number + among, turn + 1
+            self.steps_lived += episodes.mask.sum((1, 2)).long()
             among = self.replay.lived() < self.steps_due()
         return total / number
 
@@ -198,7 +201,7 @@ class Agents:
             step = unit(step, self.shortest)
         count = self.policy_steps()
         before, moved = self.w, self._stepped(step, count) if self.step else self._adam("w", step, count)
-        moving = self.age >= self.random * self.every
+        moving = self.age >= self.rest
         self.w = {name: torch.where(over(moving, x), x, before[name]) for name, x in moved.items()}
         for order in ("first", "second"):
             for x in self.moments[f"{order}_w"].values():
@@ -209,9 +212,14 @@ class Agents:
         """The length up to which the gradient of a policy is not brought to length 1: 1.0 with quirks, else 0.0."""
         return 1.0 if self.quirks else 0.0
 
+    @property
+    def rest(self) -> int:
+        """Updates at the beginning of a life in which only the critics learn."""
+        return self.random * self.every
+
     def policy_steps(self) -> Tensor:
         """Which step of every agent's policy comes next, ``[N]`` from 1 on."""
-        return (self.age - self.random * self.every + 1).clamp(min=1)
+        return (self.age - self.rest + 1).clamp(min=1)
 
     def draw(self, index: int, newest: int | None = None) -> Segments:
         """Segments from every agent's replay.
@@ -251,21 +259,15 @@ class Agents:
                 y = y + segments.terminal
         u = leaves(self.u)
         missed = (self.values(u, s, segments.action) - y[..., None]).square().sum(-1) * segments.mask
-        loss = (missed.sum((1, 2)) / segments.mask.sum((1, 2))).sum()
+        number = segments.mask[0].numel() if self.quirks else segments.mask.sum((1, 2))
+        loss = (missed.sum((1, 2)) / number).sum()
         slope = torch.autograd.grad(loss, list(u.values()))
         self.u = self._adam("u", dict(zip(u, slope, strict=True)), 2 * self.age + half + 1)
 
     def _adam(self, which: str, slope: Weights, count: Tensor) -> Weights:
         """The weights after one step of Adam, whose `count` ``[N]`` is every agent's own."""
-        weights, moved = getattr(self, which), {}
-        rate = self.learning_rates[list(self.nets).index(which)]
-        for name, g in slope.items():
-            first, second = (self.moments[f"{order}_{which}"][name] for order in ("first", "second"))
-            first.lerp_(g, 1 - _BETAS[0])
-            second.lerp_(g.square(), 1 - _BETAS[1])
-            mean, square = (x / over(1 - b**count, x) for x, b in zip((first, second), _BETAS, strict=True))
-            moved[name] = weights[name] - rate * mean / (square.sqrt() + _EPSILON)
-        return moved
+        rate, m, v = self.learning_rates[list(self.nets).index(which)], f"first_{which}", f"second_{which}"
+        return adam_step(getattr(self, which), slope, self.moments[m], self.moments[v], rate, count)
 
     @torch.no_grad()
     def _stepped(self, slope: Weights, count: Tensor) -> Weights:
@@ -340,8 +342,8 @@ class Agents:
         return sums.isfinite()
 
     def statistics(self) -> dict[str, Tensor]:
-        """Numbers about the population for its log: how many agents are unsound."""
-        return {"unsound": self.unsound().sum()}
+        """Numbers about the population for its log: how many agents are unsound, and the steps in worlds so far."""
+        return {"unsound": self.unsound().sum(), "steps": self.steps_lived.sum()}
 
     # Birth, and what a checkpoint holds.
 
@@ -364,9 +366,8 @@ class Agents:
         nets = {name: getattr(self, name) for name in ("w", "u", "target_w", "target_u")} | self.moments
         weights = {f"{name}.{key}": x for name, net in nets.items() for key, x in net.items()}
         time = torch.full_like(self.age, self.time)
-        return {"time": time, "seed": self.seed, "age": self.age, "scale": self.scale, **weights} | {
-            f"replay.{name}": x for name, x in self.replay.state_dict().items()
-        }
+        own = {"time": time, "seed": self.seed, "age": self.age, "steps_lived": self.steps_lived, "scale": self.scale}
+        return own | weights | {f"replay.{name}": x for name, x in self.replay.state_dict().items()}
 
     def load_state_dict(self, state: dict[str, Tensor], rows: Tensor, places: Tensor) -> None:
         """Take over agents: rows of the state, for places in this population, int64 both."""

@@ -15,6 +15,7 @@ from algornn.learners.checks import check_whole
 Weights = dict[str, Tensor]
 Places = dict[str, tuple[int, list[int]]]  # of a weight: a dimension, and where along it
 _TINY = 1e-12
+_BETAS, _ADAM_EPSILON = (0.9, 0.999), 1e-8
 
 
 class Policy(nn.Sequential):
@@ -132,6 +133,25 @@ def unit(slope: Weights, shortest: float = 0.0) -> Weights:
     """Bring the gradients of every agent to length 1, but for those that are shorter than `shortest`."""
     length = torch.stack([g.square().flatten(1).sum(1) for g in slope.values()]).sum(0).sqrt() + _TINY
     return {name: g / over(length.clamp(min=shortest), g) for name, g in slope.items()}
+
+
+def adam_step(weights: Weights, slope: Weights, first: Weights, second: Weights, rate: float, count: Tensor) -> Weights:
+    """The weights of every agent after one step of Adam (Kingma and Ba 2015), with betas of 0.9 and 0.999.
+
+    Args:
+        weights: ``[N, ...]``.
+        slope: their gradients.
+        first: the moments, which are moved on in place.
+        second: as `first`.
+        rate: the learning rate.
+        count: ``[N]``, which step it is of every agent, from 1 on.
+    """
+    moved = {}
+    for name, g in slope.items():
+        m, v = first[name].lerp_(g, 1 - _BETAS[0]), second[name].lerp_(g.square(), 1 - _BETAS[1])
+        mean, square = (x / over(1 - b**count, x) for x, b in zip((m, v), _BETAS, strict=True))
+        moved[name] = weights[name] - rate * mean / (square.sqrt() + _ADAM_EPSILON)
+    return moved
 
 
 def leaves(weights: Weights) -> Weights:

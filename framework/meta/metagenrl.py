@@ -49,8 +49,8 @@ class MetaGenRL(Learner):
     whichever rule they followed.
 
     Logged in training: the mean score (``train/agreement``), the mean return of the living agents' episodes with
-    noise in every world (``train/return/<world>``), and how many of the agents have diverged (``train/agents/unsound``,
-    `Agents.unsound`).
+    noise in every world (``train/return/<world>``), how many of the agents have diverged (``train/agents/unsound``,
+    `Agents.unsound`), and how many steps all of them have lived so far (``train/agents/steps``).
 
     Args:
         model: the learned objective: `algornn.meta.LearnedObjective`, or one of your own that takes what it takes; the
@@ -209,10 +209,10 @@ class MetaGenRL(Learner):
         self._check_worlds(batch.world)
         agents = self.agents([self.worlds[name] for name in batch.world], batch.seed.clone())
         agents.step = step
-        if self.lifetime <= agents.random * agents.every:
+        if self.lifetime <= agents.rest:
             rank_zero_warn(
                 f"In a lifetime of {self.lifetime} updates no policy moves: agents act at random for the first "
-                f"{agents.random * agents.every}. Give a longer lifetime, or fewer random episodes."
+                f"{agents.rest}. Give a longer lifetime, or fewer random episodes."
             )
         return agents
 

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from algornn.meta.agents import Agents
-from algornn.meta.control_networks import Weights, leaves, unit
+from algornn.meta.control_networks import Weights, leaves, over, unit
 from algornn.meta.learned_objective import standardised
 from algornn.meta.predicting_agents import PredictingAgents
 from algornn.meta.replay import Segments
 
-_LAMBDA = 0.95  # of generalized advantage estimation
 _SPREAD = 0.1  # standard deviation of the policy that REINFORCE takes the actions to come from
 _CLIP = 0.2  # of PPO
 _FAR = 20.0  # logarithm of a ratio, where it is cut
@@ -50,7 +49,8 @@ def reinforce(
     r"""The loss ``[N]`` of REINFORCE on replayed actions.
 
     The mean of :math:`-\log N(b_t; \mu_w(s_t), 0.1^2)\, \hat A_t`, where :math:`\hat A` is generalized advantage
-    estimation (0.95) with the critic's values, standardised over the segments.
+    estimation (`Agents.trace`) with the critic's values, standardised over the segments. For `OriginalAgents` it is the
+    mean of :math:`|b_t - \mu_w(s_t)|^2 \hat A_t / D`, as released, with advantages as they are.
 
     Args:
         agents: the agents.
@@ -67,8 +67,11 @@ def reinforce(
     segments = segments if newest is None else agents.draw(_POLICY, newest)
     kept = ratio(agents, w, segments).detach().clamp(max=1) if corrected else torch.ones_like(segments.reward)
     p = agents.policy(w, segments.observation[..., :-1, :])
-    missed = (((segments.action - p) / _SPREAD).square()).sum(-1) / 2
-    return _mean(missed * kept * _standard_advantages(agents, w, segments, kept), segments)
+    far, A = segments.action - p, _advantages(agents, w, segments, kept)
+    if agents.quirks:
+        mean = far.square().sum(-1) / over(agents.real.sum(-1), A)
+        return _mean(mean * kept * A, segments)
+    return _mean((far / _SPREAD).square().sum(-1) / 2 * kept * standardised(A), segments)
 
 
 def ppo(agents: Agents, w: Weights, segments: Segments, newest: int = _NEWEST) -> Tensor:
@@ -86,7 +89,7 @@ def ppo(agents: Agents, w: Weights, segments: Segments, newest: int = _NEWEST) -
     Source: Schulman et al. (2017), "Proximal Policy Optimization Algorithms", eq. 7.
     """
     segments = agents.draw(_POLICY, newest)
-    rho, A = ratio(agents, w, segments), _standard_advantages(agents, w, segments)
+    rho, A = ratio(agents, w, segments), standardised(_advantages(agents, w, segments))
     return -_mean(torch.minimum(rho * A, rho.clamp(1 - _CLIP, 1 + _CLIP) * A), segments)
 
 
@@ -106,7 +109,7 @@ def dpo(agents: Agents, w: Weights, segments: Segments, newest: int = _NEWEST) -
     Source: Lu et al. (2022), "Discovered Policy Optimisation", https://arxiv.org/abs/2210.05639, eq. 10.
     """
     segments = agents.draw(_POLICY, newest)
-    rho, A = ratio(agents, w, segments), _standard_advantages(agents, w, segments)
+    rho, A = ratio(agents, w, segments), standardised(_advantages(agents, w, segments))
     return -_mean(rho * A - drift(rho, A), segments)
 
 
@@ -126,22 +129,32 @@ def ratio(agents: Agents, w: Weights, segments: Segments) -> Tensor:
     return (agents.density(p, segments.action) - segments.density).clamp(-_FAR, _FAR).exp()
 
 
-def _standard_advantages(agents: Agents, w: Weights, segments: Segments, kept: Tensor | None = None) -> Tensor:
+def _advantages(agents: Agents, w: Weights, segments: Segments, kept: Tensor | None = None) -> Tensor:
     s = segments.observation
     value = agents.opinion(s, agents.policy(w, s)).detach()
     if agents.quirks:
         segments = segments._replace(reward=segments.reward + segments.terminal)
-    return standardised(advantages(value, segments, agents.gamma, kept))
+    return advantages(value, segments, agents.gamma, kept, agents.trace)
 
 
-def advantages(value: Tensor, segments: Segments, gamma: float, kept: Tensor | None = None) -> Tensor:
-    """Generalized advantage estimation ``[..., T]`` from values ``[..., T + 1]``; `kept` weighs what comes after."""
+def advantages(
+    value: Tensor, segments: Segments, gamma: float, kept: Tensor | None = None, trace: float = 0.95
+) -> Tensor:
+    """Generalized advantage estimation ``[..., T]`` from values ``[..., T + 1]``.
+
+    Args:
+        value: of the states.
+        segments: what was done.
+        gamma: the discount.
+        kept: weighs what comes after a step.
+        trace: lambda.
+    """
     going = (1 - segments.terminal) * segments.mask
     missed = (segments.reward + gamma * going * value[..., 1:] - value[..., :-1]) * segments.mask
     kept = torch.ones_like(missed) if kept is None else kept
     total, found = torch.zeros_like(missed[..., 0]), []
     for now, goes, keeps in reversed(list(zip(*(x.unbind(-1) for x in (missed, going, kept)), strict=True))):
-        found.append(now + gamma * _LAMBDA * goes * total)
+        found.append(now + gamma * trace * goes * total)
         total = keeps * found[-1]
     return torch.stack(found[::-1], -1)
 
@@ -157,11 +170,11 @@ def improvement(
 
     .. math::
         w_{k+1} = w_k - h \nabla_w \textstyle\sum_{B_k} \ell(a, w_k), \qquad
-        J(a) = \mathrm{mean}_{B_1 \cup \ldots \cup B_K}\, Q(s, \mu_{w_{K - 1}}(s))
+        J(a) = \mathrm{mean}_{B_1 \cup \ldots \cup B_K}\, Q(s, \mu_{w_K}(s))
 
-    with one step per batch but the last, on which J is measured too. Differentiable in the objective's weights a.
-    Agents with a learned `step` take that, of gradients that are scaled as theirs are and at their own rate, and J is
-    differentiable in its weights, too.
+    with :math:`w_1` the agents' own and one step per batch but the last, on which J is measured too. Differentiable in
+    the objective's weights a. Agents with a learned `step` take that, of gradients that are scaled as theirs are and at
+    their own rate, and J is differentiable in its weights, too.
 
     Args:
         objective: the learned objective.

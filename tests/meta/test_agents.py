@@ -5,24 +5,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from small_worlds import SMALL, WORLDS, Odd
 
 from algornn.meta import (
     Agents,
-    CartPoleSwingUp,
-    ContinuousWorld,
     GraphWorld,
     OriginalAgents,
-    Pendulum,
-    PointMass,
-    Reacher,
     SharingAgents,
 )
-from algornn.meta.control_networks import Policy, TwinCritics, unit
+from algornn.meta.control_networks import Policy, TwinCritics
 from algornn.meta.policy_rules import critics_own
-
-SMALL = {"hidden_sizes": (8,), "segments": (4, 5), "every": 2, "random": 1}
-short = lambda world: partial(world, length=12)  # noqa: E731
-WORLDS = [short(world) for world in (PointMass, Pendulum, CartPoleSwingUp, Reacher)]
 
 
 def trained(worlds, seeds, updates=5, **settings):
@@ -144,35 +136,6 @@ def test_agents_that_are_taken_over_go_on_as_they_would_have():
         torch.testing.assert_close(x, first.w[name][[3, 0]], rtol=1e-4, atol=1e-6)
 
 
-def test_the_original_s_quirks():
-    g = torch.Generator().manual_seed(0)
-    slope = {"a": torch.randn(2, 3, generator=g), "b": torch.randn(2, 4, generator=g)}
-    slope = {name: x * torch.tensor([[0.01], [100.0]]) for name, x in slope.items()}
-    clipped = unit(slope, shortest=1.0)
-    assert all(torch.equal(clipped[name][0], x[0]) for name, x in slope.items())
-    assert float(torch.cat([x[1] for x in clipped.values()]).norm()) == pytest.approx(1)
-
-    agents = OriginalAgents(WORLDS[:2], torch.tensor([1, 2]), **SMALL)
-    plain = Agents(WORLDS[:2], torch.tensor([1, 2]), **SMALL)
-    assert agents.collect(1).terminal[..., -1].eq(1).all()
-    assert plain.collect(1).terminal[..., -1].eq(0).all()
-    for population in (agents, plain):
-        for _ in range(3):
-            population.update((partial(critics_own, population), 1.0))
-    assert agents.scale.eq(1).all()
-    assert not plain.scale.eq(1).any()
-
-    # Where every step ends an episode and pays nothing, an action is worth 1 to the original and nothing otherwise.
-    for population, worth in ((agents, 1.0), (plain, 0.0)):
-        segments = population.draw(0)
-        ended = segments._replace(reward=0 * segments.reward, terminal=torch.ones_like(segments.terminal))
-        population.age[:] = 50
-        for _ in range(150):
-            population._teach(ended, 0)
-        found = population.values(population.u, ended.observation[..., :-1, :], ended.action)
-        torch.testing.assert_close(found.mean(), torch.tensor(worth), rtol=0, atol=0.15)
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -203,25 +166,6 @@ def test_every_agent_needs_a_world_and_a_seed(number):
         Agents(WORLDS[:number], torch.arange(2), **SMALL)
 
 
-class Odd(ContinuousWorld):
-    """It pays `pay`, ends after `end` steps, and from then on pays and shows `after`."""
-
-    action_size = 1
-
-    def __init__(self, batch, length=10, end=99, pay=1.0, after=float("nan")):
-        self.seed, self.length, self.end, self.pay, self.after = batch.seed, length, end, pay, after
-        self.terminal = torch.zeros_like(self.seed, dtype=torch.bool)
-
-    def observe(self):
-        return torch.full((len(self.seed), 2), 0.1 if self.time < self.end else self.after)
-
-    def step(self, action):
-        self.time += 1
-        self.terminal = torch.full_like(self.terminal, self.time == self.end)
-        paid = action[:, 0] if self.pay is None else torch.tensor(self.pay).expand(len(self.seed))
-        return paid if self.time <= self.end else torch.full_like(action[:, 0], self.after)
-
-
 @pytest.mark.parametrize("pay", [0, 1, 0.1, 100.0])
 def test_rewards_that_do_not_vary_keep_their_unit(pay):
     agents, _ = trained([partial(Odd, pay=pay)], [1])
@@ -240,34 +184,6 @@ def test_what_a_world_pays_and_shows_after_an_end_does_not_count():
     assert agents.finite().all()
     assert returns[4].isfinite().all()
     assert agents.draw(0).observation.isfinite().all()
-
-
-def test_the_original_lives_as_many_steps_as_its_critics_take_whoever_else_there_is():
-    settings = SMALL | {"every": 6}  # 12 steps of the critics
-    worlds, returns = [partial(Odd, pay=None, end=3), partial(Odd, pay=None, length=20), partial(Odd, end=7)], []
-    agents = OriginalAgents(worlds, torch.tensor([1, 2, 3]), **settings)
-    for k in range(18):
-        returns.append(agents.update((partial(critics_own, agents), 1.0)))
-        lived, due = agents.replay.lived(), 12 * (k // 6 + 1)
-        assert ((due <= lived) & (lived < due + torch.tensor([3, 20, 7])))[[0, 2]].all()
-    assert agents.replay.count.tolist() == [12, 3, 6]  # never less than an episode
-    begins = agents.replay.stored.action[0, :16:4, 0]
-    assert len(begins.unique()) == 4  # each episode has chance of its own
-    state = {name: x.clone() for name, x in agents.state_dict().items()}
-    alone = OriginalAgents([worlds[0]], torch.tensor([1]), **settings)
-    for wanted in returns:
-        found = alone.update((partial(critics_own, alone), 1.0))
-        if found is not None:
-            torch.testing.assert_close(found, wanted[:1], rtol=1e-4, atol=1e-6)
-    assert alone.replay.count.tolist() == [12]
-    resumed = OriginalAgents([worlds[2], worlds[1]], torch.tensor([0, 0]), **settings)
-    resumed.load_state_dict(state, torch.tensor([2, 1]), torch.tensor([0, 1]))
-    for population in (agents, resumed):
-        for _ in range(7):
-            population.update((partial(critics_own, population), 1.0))
-    assert resumed.replay.count.tolist() == agents.replay.count[[2, 1]].tolist()
-    for name, x in resumed.w.items():
-        torch.testing.assert_close(x, agents.w[name][[2, 1]], rtol=1e-4, atol=1e-6)
 
 
 def test_only_those_among_go_and_nothing_is_left_after_an_end():

@@ -4,9 +4,11 @@ from functools import partial
 
 import pytest
 import torch
+from small_worlds import Odd
 
-from algornn.meta import Agents, Pendulum, PointMass, Segments
-from algornn.meta.policy_rules import RULES, _standard_advantages, advantages, dpo, drift, ppo, ratio, reinforce
+from algornn.meta import Agents, OriginalAgents, Pendulum, PointMass, Segments
+from algornn.meta.learned_objective import standardised
+from algornn.meta.policy_rules import RULES, _advantages, advantages, dpo, drift, ppo, ratio, reinforce
 
 SMALL = {"hidden_sizes": (8,), "segments": (4, 5), "every": 2, "random": 1}
 
@@ -87,6 +89,28 @@ def test_where_the_ratio_is_one_all_policy_gradients_are_one():
         torch.testing.assert_close(a * (agents.exploration / 0.1) ** 2, c, rtol=1e-3, atol=1e-5)
 
 
+def test_reinforce_of_the_original_is_that_of_its_release():
+    worlds = [partial(PointMass, length=12), partial(Odd, pay=None, end=5)]  # of 2 actions, and of 1
+    agents = OriginalAgents(worlds, torch.tensor([1, 2]), **SMALL | {"segments": (4, 7)})
+    agents.update((partial(RULES["critic"], agents), 1.0))
+    segments = agents.draw(2)
+    assert segments.mask.sum() < segments.mask.numel()
+    s = segments.observation
+    p = agents.policy(agents.w, s)
+    value = agents.opinion(s, p)
+    expected = torch.zeros(2)
+    for n, D in enumerate((2, 1)):
+        for b in range(4):
+            total = torch.tensor(0.0)
+            for t in reversed(range(int(segments.mask[n, b].sum()))):
+                end = segments.terminal[n, b, t]
+                target = segments.reward[n, b, t] + end + agents.gamma * (1 - end) * value[n, b, t + 1]
+                total = target - value[n, b, t] + agents.gamma * 0.97 * (1 - end) * total
+                far = (segments.action[n, b, t, :D] - p[n, b, t, :D]).square().mean()
+                expected[n] += far * total / (4 * 7)
+    torch.testing.assert_close(reinforce(agents, agents.w, segments), expected)
+
+
 @pytest.mark.parametrize("shift", [-1.0, 1.0])
 def test_ppo_is_flat_beyond_the_clip(shift):
     """Where the ratio is e, only what was worse than expected has a gradient; where it is 1 / e, what was better."""
@@ -96,7 +120,7 @@ def test_ppo_is_flat_beyond_the_clip(shift):
 
     def unclipped(agents, w, segments):
         segments = agents.draw(2, 4)
-        A = _standard_advantages(agents, w, segments)
+        A = standardised(_advantages(agents, w, segments))
         sloped = A < 0 if shift < 0 else A > 0
         return -(ratio(agents, w, segments) * A * sloped * segments.mask).mean((-2, -1))
 
