@@ -138,9 +138,9 @@ class InContextDigits(SplitDataModule):
     | "mnist" | 60,000 handwritten digits, 28 x 28 pixels | the other 10,000 | those, as they are |
     | "fashion_mnist" | 60,000 pieces of clothing, 28 x 28 pixels | the other 10,000 | those, as they are |
 
-    Tasks differ in every stage; only "unprojected" has but one. The digits of the first two come with scikit-learn. A
-    rule that knows no sizes is tested on what it never saw by another split: `algornn test --run_dir RUN
-    --data.init_args.split fashion_mnist`.
+    Tasks differ in every stage; only "unprojected" has but one. The digits of the first two come with scikit-learn, and
+    are the same images: what was trained on "digits" has seen those of "unseen_digits". A rule that knows no sizes is
+    tested on other images by another split: `algornn test --run_dir RUN --data.init_args.split fashion_mnist`.
 
     Files of the last two: `{train,t10k}-{images-idx3,labels-idx1}-ubyte` (LeCun, Cortes and Burges; Xiao, Rasul and
     Vollgraf 2017, MIT), plain or `.gz`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import lightning as L
@@ -35,6 +36,20 @@ class StepProgressBar(RichProgressBar):
         """Move the bar, which Lightning sets to a number of batches."""
         done = trainer.global_step - 1 if self._steps() else batch_idx
         super().on_train_batch_end(trainer, pl_module, outputs, batch, done)
+
+    def follow(self, steps: Iterable[int], what: str, total: int) -> Iterator[int]:
+        """Yield the steps of something long within a batch, and show meanwhile how many of all are done.
+
+        Args:
+            steps: their numbers, from 0 on or from a later one.
+            what: what they are steps of.
+            total: how many there are.
+        """
+        bar = self._add_task(total, what) if self.is_enabled and self.progress is not None else None
+        for step in steps:
+            self._update(bar, step)
+            yield step
+        self._update(bar, total, visible=False)
 
     def _get_train_description(self, current_epoch: int) -> str:
         """``Training`` beside ``Validation``, or Lightning's number of the epoch where epochs end the run."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from algornn.learners.learner import Learner
 from algornn.meta.actor_critic import EpisodeReturns
 from algornn.meta.agents import Agents, Rule
 from algornn.meta.control_networks import of_each, over
+from algornn.meta.kept_lives import KeptLives
 from algornn.meta.learned_step import LearnedStep
 from algornn.meta.policy_rules import agreement, improvement, learned, rule_named
 from algornn.meta.replay import Segments
@@ -46,7 +48,8 @@ class MetaGenRL(Learner):
     return afterwards (16 episodes of each without noise), with its standard error over agents. In a test the `rivals`
     are scored in the same way, from the same seeds, as further sets such as ``test_ppo``. The ``loss`` of a test set is
     minus the `agreement` of the learned objective with the critics of these agents at the end of their lives,
-    whichever rule they followed.
+    whichever rule they followed. Lives that last for minutes are kept in ``lives`` in the run folder until the test is
+    over: the same command goes on with them.
 
     Logged in training: the mean score (``train/agreement``), the mean return of the living agents' episodes with
     noise in every world (``train/return/<world>``), how many of the agents have diverged (``train/agents/unsound``,
@@ -111,6 +114,7 @@ class MetaGenRL(Learner):
         self.population: Agents | None = None
         self.ids, self.homes = torch.empty(0, dtype=torch.long), [""]  # numbers of the agents, and what they live in
         self._saved: list[tuple[Tensor, list[str], dict[str, Tensor]]] = []
+        self._lives: KeptLives | None = None
 
     # Training.
 
@@ -288,9 +292,18 @@ class MetaGenRL(Learner):
         with torch.inference_mode(False), torch.enable_grad():
             agents = self._born(batch, self.step if rule == "learned" else None)
             follow = self.rule(agents, rule)
-            for _ in range(self.lifetime):
+            for _ in self._updates(agents, rule, batch.world):
                 agents.update((follow, 1.0))
         return agents, agents.collect(16, explore=False)
+
+    def _updates(self, agents: Agents, rule: str, worlds: Sequence[str]) -> Iterable[int]:
+        """The updates of a life, which is kept and shown where a trainer runs it."""
+        if self._lives is None:
+            return range(self.lifetime)
+        weights = dict(self.state_dict()) if rule == "learned" else {}
+        updates = self._lives.updates(agents, self.lifetime, [rule, *worlds], weights)
+        follow = getattr(self.trainer.progress_bar_callback, "follow", None)
+        return follow(updates, f"Life by {rule}", self.lifetime) if follow else updates
 
     def scored(self, batch: Any, rule: str = "learned") -> Iterator[Any]:
         """Yield ids, returns, minus the objective's agreement with the critics at the end, and groups."""
@@ -304,9 +317,25 @@ class MetaGenRL(Learner):
         """Return the metric that scores the agents of a dataset."""
         return EpisodeReturns(len(dataset), getattr(dataset, "groups", ()))
 
+    def on_validation_epoch_start(self) -> None:
+        """Begin with the lives that a killed validation kept."""
+        super().on_validation_epoch_start()
+        self._lives = KeptLives(Path(self.trainer.default_root_dir, "lives"))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores."""
+        super().on_validation_epoch_end()
+        self._forget_lives()
+
+    def _forget_lives(self) -> None:
+        if self._lives is not None:
+            self._lives.forget()
+        self._lives = None
+
     def on_test_epoch_start(self) -> None:
         """Start the scores of every test set, for the learned objective and for its rivals."""
         super().on_test_epoch_start()
+        self._lives = KeptLives(Path(self.trainer.default_root_dir, "lives"))
         for name, loader in self._test_sets().items():
             for rival in self.rivals:
                 self.scores[f"{name}_{_last(rival)}"] = self.new_scores(loader.dataset).to(self.device)
@@ -332,6 +361,7 @@ class MetaGenRL(Learner):
         for name in self._test_sets():
             for rival in self.rivals:
                 self.results[f"{name}_{_last(rival)}"]["ood"] = name in ood
+        self._forget_lives()
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return the actions of an episode of fresh agents at the end of their lives, ``[N, L, D]``."""

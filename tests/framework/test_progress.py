@@ -66,3 +66,34 @@ def test_the_command_line_has_this_bar_unless_told_otherwise(tmp_path, monkeypat
     told = ["fit", "--config", config, "--run_dir", run, "--test_after_fit=false", f"--trainer.{options}"]
     assert cli.main(told) == 0
     assert type(made[0].progress_bar_callback) is kind
+
+
+class Long(BoringModel):
+    """Its batches take steps of their own, the first of which were done before."""
+
+    def test_step(self, batch, batch_idx):
+        bar = self.trainer.progress_bar_callback
+        self.seen = []
+        for step in bar.follow(range(2, 5), "Life", 5):
+            task = bar.progress.tasks[-1]
+            self.seen.append((step, task.description.rpartition("]")[2], int(task.completed), task.total, task.visible))
+        self.hidden = not task.visible and not bar.progress.tasks[-1].visible
+        return super().test_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("shown_at_all", [True, False])
+def test_what_is_long_within_a_batch_has_a_bar_of_its_own(tmp_path, shown_at_all):
+    bar, model = StepProgressBar(), Long()
+    if not shown_at_all:
+        model.test_step = lambda batch, batch_idx: model.seen.extend(bar.follow(range(3), "Life", 3))
+        model.seen = []
+        bar.disable()
+    trainer = L.Trainer(default_root_dir=tmp_path, limit_test_batches=1, callbacks=[bar], logger=False)
+    trainer.test(model, verbose=False)
+    if shown_at_all:
+        assert [step for step, *_ in model.seen] == [2, 3, 4]
+        assert [done for _, _, done, *_ in model.seen] == [2, 3, 4]
+        assert {(what, total, visible) for _, what, _, total, visible in model.seen} == {("Life", 5, True)}
+        assert model.hidden
+    else:
+        assert model.seen == [0, 1, 2]
