@@ -30,8 +30,8 @@ class SymmetricAgent(nn.Module):
         message_size: numbers of a message, at least 2.
 
     Source: Kirsch, Flennerhag, van Hasselt, Friesen, Oh and Chen (2022), "Introducing Symmetries to Black Box Meta
-    Reinforcement Learning", https://arxiv.org/abs/2109.10781, section 3. Deviations: trained by `ActorCritic`, for which
-    it has a value, there by evolution strategies; the reward is told to the cells of one unit, there to every cell.
+    Reinforcement Learning", https://arxiv.org/abs/2109.10781, section 3. Deviations: trained by `ActorCritic`, for
+    which it has a value, there by evolution strategies; the reward is told to the cells of one unit, there to all.
     """
 
     def __init__(self, input_size: int, output_size: int, state_size: int = 16, message_size: int = 8) -> None:
