@@ -85,8 +85,9 @@ def lived(name: str, rule: str, seed: int, steps: int) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Mean returns and their standard errors over agents."""
     lines = ["| world | rule | agents | steps | return |", "|---|---|---|---|---|"]
-    for world, rule in dict.fromkeys((row["world"], row["rule"]) for row in rows):
-        mine = [row for row in rows if (row["world"], row["rule"]) == (world, rule)]
+    kind = lambda row: (row["world"], row["rule"], row["asked"])  # noqa: E731
+    for world, rule, asked in dict.fromkeys(map(kind, rows)):
+        mine = [row for row in rows if kind(row) == (world, rule, asked)]
         found = torch.tensor([row["return"] for row in mine], dtype=torch.float64)
         error = f" +- {float(found.std()) / len(mine) ** 0.5:.1f}" if len(mine) > 1 else ""
         lines.append(f"| {world} | {rule} | {len(mine)} | {mine[0]['steps']} | {float(found.mean()):.1f}{error} |")
@@ -105,7 +106,7 @@ def main() -> None:
         parser.error("agents and steps must be at least 1.")
     torch.set_num_threads(1)
     rows = json.loads(options.out.read_text())["rows"] if options.out and options.out.exists() else []
-    done = {(row["world"], row["rule"], row["seed"]) for row in rows}
+    done = {(row["world"], row["rule"], row["seed"], row["asked"]) for row in rows}
     asked = product(options.worlds, options.rules, range(options.agents), [options.steps])
     for agent in tqdm([agent for agent in asked if agent not in done]):
         rows.append(lived(*agent))

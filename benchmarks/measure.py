@@ -56,10 +56,16 @@ def in_a_process(script: str, *arguments: object) -> dict[str, float]:
 def results_file(text: str) -> Path:
     """The type of --out: a file that can be written, so that nothing is measured for nothing."""
     path = Path(text).absolute()
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a folder. Name a file in it, such as {Path(text) / 'rows.json'}.")
-    nearest = next(place for place in (path, *path.parents) if place.exists())
-    if not os.access(nearest, os.W_OK) or (nearest != path and not nearest.is_dir()):
+    try:
+        if path.is_dir():
+            raise argparse.ArgumentTypeError(
+                f"{text} is a folder. Name a file in it, such as {Path(text) / 'rows.json'}."
+            )
+        nearest = next(place for place in (path, *path.parents) if place.exists())
+        fit = nearest == path or nearest.is_dir()
+    except PermissionError as error:
+        nearest, fit = Path(error.filename), False
+    if not (fit and os.access(nearest, os.W_OK)):
         raise argparse.ArgumentTypeError(f"{text} cannot be written, because of {nearest}. Name another file.")
     return path
 

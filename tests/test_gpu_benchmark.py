@@ -86,3 +86,23 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(t
         results_file(str(tmp_path))
     with pytest.raises(argparse.ArgumentTypeError, match=r"because of .*rows\.json\. Name another file"):
         results_file(str(tmp_path / "rows.json" / "below.json"))
+
+
+def test_an_agent_that_stands_in_the_file_is_not_trained_again(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    rivals, asked = pytest.importorskip("library_rivals", exc_type=ImportError), []
+
+    def lived(world, rule, seed, steps):
+        asked.append((rule, seed, steps))
+        return {"world": world, "rule": rule, "seed": seed, "asked": steps, "steps": steps, "return": float(seed)}
+
+    monkeypatch.setattr(rivals, "lived", lived)
+    for steps, agents in ((10, 2), (10, 3), (20, 1)):
+        given = ["--rules", "ppo", "--agents", str(agents), "--steps", str(steps), "--out", str(tmp_path / "rows.json")]
+        monkeypatch.setattr(sys, "argv", ["library_rivals.py", *given])
+        rivals.main()
+    assert asked == [("ppo", 0, 10), ("ppo", 1, 10), ("ppo", 2, 10), ("ppo", 0, 20)]
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert "| CartPoleSwingUp | ppo | 3 | 10 | 1.0 +- 0.6 |\n| CartPoleSwingUp | ppo | 1 | 20 | 0.0 |" in rivals.table(
+        rows
+    )

@@ -60,13 +60,13 @@ class Agents:
     Source: Kirsch, van Steenkiste and Schmidhuber (2020), appendix A, and the released code; Fujimoto, van Hoof and
     Meger (2018), "Addressing Function Approximation Error in Actor-Critic Methods". Deviations, which `OriginalAgents`
     takes back: the unit variance, the unit length and the rest above; a time limit is not stored as a terminal state, a
-    terminal state gives no further reward of 1, means leave out what pads short segments, and it is one episode at a
-    time, however short.
+    terminal state gives no further reward of 1, the critics' means leave out what pads short segments, and it is one
+    episode at a time, however short.
     """
 
     capacity = 1000  # episodes of the greatest length that a replay buffer has room for
     quirks = False  # those of `OriginalAgents`
-    trace = 0.95  # lambda of generalized advantage estimation
+    gae_lambda = 0.95  # of generalized advantage estimation
     predictions = 0  # numbers that `PredictingAgents` say of a state
     step: Any = None  # a `LearnedStep` that takes Adam's place for the policies
 

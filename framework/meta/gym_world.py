@@ -33,7 +33,7 @@ class GymWorld(ContinuousWorld):
 
     def __init__(self, batch: Any, name: str, length: int = 1000) -> None:
         check_whole(1, length=length)
-        self.seed, self.length = batch.seed, length
+        self.seed, self.length, self.name = batch.seed, length, name
         idle = self._idle.setdefault(name, [])
         self._environments = [idle.pop() if idle else _made(name) for _ in range(len(self.seed))]
         weakref.finalize(self, idle.extend, self._environments)

@@ -49,7 +49,7 @@ class MetaGenRL(Learner):
     are scored in the same way, from the same seeds, as further sets such as ``test_ppo``. The ``loss`` of a test set is
     minus the `agreement` of the learned objective with the critics of these agents at the end of their lives,
     whichever rule they followed. Lives that last for minutes are kept in ``lives`` in the run folder until the test is
-    over: the same command goes on with them.
+    over: ``algornn test --run_dir RUN`` goes on with them.
 
     Logged in training: the mean score (``train/agreement``), the mean return of the living agents' episodes with
     noise in every world (``train/return/<world>``), how many of the agents have diverged (``train/agents/unsound``,
@@ -187,9 +187,9 @@ class MetaGenRL(Learner):
                 f"The checkpoint has {known} agents, the data have {number}: resume with as many, or start anew."
             )
         mine, states = agents.state_dict(), [state for *_, state in self._saved]
-        if states and "replay.room" not in states[0]:
+        if states and not {"replay.room", "steps_lived"} <= states[0].keys():
             raise ValueError(
-                "The checkpoint is of an older algornn, which stored episodes otherwise: go on with it, or start anew."
+                "The checkpoint is of an older algornn, which stored agents otherwise: go on with it, or start anew."
             )
         for key in sorted(mine.keys() | (states[0] if states else mine).keys()):
             first = 2 if key.startswith("replay.") else 1  # a replay is stored without the room that is still empty
@@ -298,10 +298,11 @@ class MetaGenRL(Learner):
 
     def _updates(self, agents: Agents, rule: str, worlds: Sequence[str]) -> Iterable[int]:
         """The updates of a life, which is kept and shown where a trainer runs it."""
-        if self._lives is None:
+        if self._lives is None or not (self.trainer.testing or self.trainer.validating):
             return range(self.lifetime)
-        weights = dict(self.state_dict()) if rule == "learned" else {}
-        updates = self._lives.updates(agents, self.lifetime, [rule, *worlds], weights)
+        followed = self if rule == "learned" else rule_named(rule)
+        told = [rule, *worlds, str(self.trainer.precision)]
+        updates = self._lives.updates(agents, self.lifetime, told, followed)
         follow = getattr(self.trainer.progress_bar_callback, "follow", None)
         return follow(updates, f"Life by {rule}", self.lifetime) if follow else updates
 

@@ -49,8 +49,8 @@ def reinforce(
     r"""The loss ``[N]`` of REINFORCE on replayed actions.
 
     The mean of :math:`-\log N(b_t; \mu_w(s_t), 0.1^2)\, \hat A_t`, where :math:`\hat A` is generalized advantage
-    estimation (`Agents.trace`) with the critic's values, standardised over the segments. For `OriginalAgents` it is the
-    mean of :math:`|b_t - \mu_w(s_t)|^2 \hat A_t / D`, as released, with advantages as they are.
+    estimation (`Agents.gae_lambda`) with the critic's values, standardised over the segments. For `OriginalAgents` it
+    is the mean of :math:`|b_t - \mu_w(s_t)|^2 \hat A_t / D`, as released, with advantages as they are.
 
     Args:
         agents: the agents.
@@ -78,7 +78,7 @@ def ppo(agents: Agents, w: Weights, segments: Segments, newest: int = _NEWEST) -
     r"""The loss ``[N]`` of proximal policy optimisation, on segments of the newest episodes.
 
     The mean of :math:`-\min(\rho_t \hat A_t, \mathrm{clip}(\rho_t, 1 \pm 0.2)\, \hat A_t)`, with `ratio` and the
-    advantages of `reinforce`; the values are the off-policy critic's.
+    standardised advantages of `reinforce`; the values are the off-policy critic's.
 
     Args:
         agents: the agents.
@@ -134,11 +134,15 @@ def _advantages(agents: Agents, w: Weights, segments: Segments, kept: Tensor | N
     value = agents.opinion(s, agents.policy(w, s)).detach()
     if agents.quirks:
         segments = segments._replace(reward=segments.reward + segments.terminal)
-    return advantages(value, segments, agents.gamma, kept, agents.trace)
+    return advantages(value, segments, agents.gamma, kept, agents.gae_lambda)
 
 
 def advantages(
-    value: Tensor, segments: Segments, gamma: float, kept: Tensor | None = None, trace: float = 0.95
+    value: Tensor,
+    segments: Segments,
+    gamma: float,
+    kept: Tensor | None = None,
+    gae_lambda: float = Agents.gae_lambda,
 ) -> Tensor:
     """Generalized advantage estimation ``[..., T]`` from values ``[..., T + 1]``.
 
@@ -147,14 +151,14 @@ def advantages(
         segments: what was done.
         gamma: the discount.
         kept: weighs what comes after a step.
-        trace: lambda.
+        gae_lambda: how far what comes later counts, 1 in full and 0 not at all.
     """
     going = (1 - segments.terminal) * segments.mask
     missed = (segments.reward + gamma * going * value[..., 1:] - value[..., :-1]) * segments.mask
     kept = torch.ones_like(missed) if kept is None else kept
     total, found = torch.zeros_like(missed[..., 0]), []
     for now, goes, keeps in reversed(list(zip(*(x.unbind(-1) for x in (missed, going, kept)), strict=True))):
-        found.append(now + gamma * trace * goes * total)
+        found.append(now + gamma * gae_lambda * goes * total)
         total = keeps * found[-1]
     return torch.stack(found[::-1], -1)
 
