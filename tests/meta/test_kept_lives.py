@@ -85,8 +85,15 @@ def test_what_is_over_soon_is_not_written(tmp_path):
     assert not lives.folder.exists()
 
 
-def test_two_processes_may_keep_the_same_life(tmp_path, updates):
-    scores_of(tmp_path, processes=2)  # there is one agent in the test, so both have it
+def test_two_processes_may_keep_the_same_life(tmp_path, updates, monkeypatch):
+    with monkeypatch.context() as killed:
+        killed.setattr(KeptLives, "forget", lambda self: None)
+        scores_of(tmp_path, processes=2)  # there is one agent in the test, so both have it
+    kept = list((tmp_path / "lives").iterdir())
+    assert {file.suffix for file in kept} == {".ckpt"}
+    ages = [torch.load(file, weights_only=True)["time"].unique().tolist() for file in kept]
+    assert ages == [[6]] * len(kept)
+    scores_of(tmp_path, processes=2)
     assert not (tmp_path / "lives").exists()
 
 
