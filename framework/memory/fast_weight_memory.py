@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -94,6 +95,13 @@ class FastWeightMemory(nn.Module):
         """Return e ``[B, T, E]``, r ``[B, T, R]``, v ``[B, T, E]`` and the write strength ``[B, T]``."""
         e, r, v, b = self.write_head(x).split(self.write_sizes, -1)
         return e.tanh(), r.tanh(), v.tanh(), (b[..., 0] + 1).sigmoid() * self.write_scale
+
+    @torch.no_grad()
+    def match_queries(self) -> None:
+        """Make the entity and the role that are written those of the first read, until training parts them."""
+        read = sum(self.read_sizes[:2])
+        self.write_head.weight[:read] = self.read_head.weight[:read]
+        self.write_head.bias[:read] = self.read_head.bias[:read]
 
     def fast_weights(self, x: Tensor, state: Tensor | None = None, mask: Tensor | None = None) -> Associations:
         """Return what was written: per token e r -> v."""

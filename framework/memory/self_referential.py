@@ -40,6 +40,12 @@ class SelfReferentialMatrix(nn.Module):
         self.first = nn.Parameter(first)
         self.output = nn.Linear(input_size, input_size, bias=False)
 
+    @torch.no_grad()
+    def match_queries(self) -> None:
+        """Make the keys softmax(x), which inputs like x read, until training parts them."""
+        d = self.first.shape[1]
+        self.first[..., 2 * d : 3 * d] = torch.eye(d).to(self.first)
+
     def forward(self, x: Tensor, state: Tensor | None = None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Read every token with the matrix that the tokens before it have left, then let it modify the matrix.
 

@@ -14,10 +14,12 @@ from algornn import (
     LSTM,
     VSML,
     DeltaNet,
+    FastWeightMemory,
     InContextLearner,
     InContextNetwork,
     LinearTransformer,
     OnlineNetwork,
+    SelfReferentialMatrix,
     Transformer,
     cli,
 )
@@ -221,6 +223,21 @@ def test_with_synchronous_labels_keys_begin_as_queries():
         assert not torch.equal(slow[:, :4], slow[:, 4:8])
     for block in InContextNetwork(5, 3, CAUSAL, D, synchronous=True).layer.blocks:
         assert torch.equal(block.attention.query.weight, block.attention.key_value.weight[:D])
+
+
+def test_with_synchronous_labels_a_tensor_memory_reads_first_what_it_writes():
+    sizes = {"entity_size": 6, "role_size": 4, "scale_write": False}
+    for reads, synchronous in ((1, True), (3, True), (1, False)):
+        memory = InContextNetwork(5, 3, partial(FastWeightMemory, reads=reads, **sizes), 8, synchronous).layer
+        z = torch.randn(2, 1, 8)
+        e, r, _, _ = memory.write_head(z).split(memory.write_sizes, -1)
+        n, role, *_ = memory.read_head(z).split(memory.read_sizes, -1)
+        assert torch.equal(e, n) == torch.equal(r, role) == synchronous
+
+
+def test_with_synchronous_labels_a_self_referential_matrix_writes_where_its_inputs_read():
+    memory = InContextNetwork(5, 3, partial(SelfReferentialMatrix, heads=2), 8, synchronous=True).layer
+    assert torch.equal(memory.first[..., 8:12], torch.eye(4).expand(2, 4, 4))
 
 
 def test_synchronous_labels_are_learnt_from_at_once():
