@@ -36,12 +36,16 @@ class LearnedObjective(nn.Module):
       root mean square, and :math:`A_t \, v^\top a_t` joins :math:`y_t`: how far to follow or to avoid an action, which
       depends on where the policy is, is learned directly.
     - `predictions`: for agents that say :math:`q_w(s)`, a distribution over m classes without a given meaning. It takes
-      the place of V among the inputs, and from :math:`h_t` comes what it should have been,
+      the place of V among the inputs, and from :math:`h_t`, now of :math:`c_t` alone, comes what it should have been,
+      and :math:`y'`, the head's outputs in units of their root mean square, says how far to follow or avoid an action:
 
-      .. math:: \ell_t \leftarrow \ell_t + \mathrm{KL}(q_w(s_t) \,\|\, \mathrm{softmax}(W h_t))
+      .. math::
+          y_t = y'_t \, v^\top a_t, \qquad
+          \ell_t = \tanh(k y_t) / k + \mathrm{KL}(q_w(s_t) \,\|\, \mathrm{softmax}(W h_t))
 
-      so that what takes the critic's place in a fresh agent is learned, too. The gradient flows through all of them.
-      Only a score after several steps, `algornn.meta.improvement`, tells what a prediction is good for.
+      so that what takes the critic's place in a fresh agent is learned, too. The policy's gradient flows through
+      :math:`a_t` and the first argument of the divergence; in :math:`c_t` the predictions are data. Only a score after
+      several steps, `algornn.meta.improvement`, tells what a prediction is good for.
 
     Args:
         units: of every layer and of the LSTM.
@@ -72,16 +76,21 @@ class LearnedObjective(nn.Module):
         self.context = nn.Sequential(
             *_layer(known, units, False), *_layer(units, units, False), nn.Linear(units, features)
         )
-        self.gates = nn.Linear(units + features, 4 * units)
+        self.gates = nn.Linear(features if predictions else units + features, 4 * units)
         self.recurrent = nn.Linear(units, 4 * units, bias=False)
         self.head = nn.Sequential(*_layer(units, units), *_layer(units, units), nn.Linear(units, 1, bias=False))
-        if advantages:
+        if advantages or predictions:
             self.distance = nn.Linear(units, 1, bias=False)
         if predictions:
             self.predicting = nn.Linear(units, predictions)
 
     def forward(
-        self, p: Tensor, value: Tensor, worth: Tensor, segments: Segments, told: Tensor | None = None
+        self,
+        p: Tensor,
+        value: Tensor,
+        worth: Tensor,
+        segments: Segments,
+        told: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Give the loss of every step.
 
@@ -90,7 +99,7 @@ class LearnedObjective(nn.Module):
             value: the critic's values V ``[..., B, T + 1]`` of the policy's actions; no gradient is taken through them.
             worth: its values Q ``[..., B, T]`` of the actions that were taken.
             segments: what was done.
-            told: the agents' predictions ``[..., B, T + 1, m]``, where the objective has them.
+            told: the agents' predictions ``[..., B, T + 1, m]``, and the same as data, where the objective has them.
 
         Returns:
             Losses ``[..., B, T]``, 0 where the mask is.
@@ -108,21 +117,22 @@ class LearnedObjective(nn.Module):
         known = [standardised(r)[..., None], time.expand_as(r)[..., None]]
         value = value.detach()
         if self.predictions:
-            if told is None or told.shape[-1] != self.predictions:
-                made = 0 if told is None else told.shape[-1]
+            if told is None or told[0].shape[-1] != self.predictions:
+                made = 0 if told is None else told[0].shape[-1]
                 raise ValueError(
                     f"The objective teaches agents to predict {self.predictions} classes, these predict {made}: "
                     f"give it `PredictingAgents` with predictions={self.predictions}."
                 )
-            known += [told[..., 1:, :] * going[..., None], told[..., :-1, :]]
+            log_q, q = (told[0][..., :-1, :] + _EPSILON).log(), told[1]
+            known += [q[..., 1:, :] * going[..., None], q[..., :-1, :]]
         else:
             z = standardised(value)
             known += [(z[..., 1:] * going)[..., None], z[..., :-1, None]]
         if self.advantages:
-            advantage = worth.detach() - value[..., :-1]
-            advantage = advantage / (advantage.square().mean((-2, -1), keepdim=True) + _EPSILON).sqrt()
+            advantage = _in_own_units(worth.detach() - value[..., :-1])
             known.append(advantage[..., None])
-        inputs = self.gates(torch.cat([acted, self.context(torch.cat(known, -1))], -1))
+        context = self.context(torch.cat(known, -1))
+        inputs = self.gates(context if self.predictions else torch.cat([acted, context], -1))
         h = c = inputs.new_zeros(*b.shape[:-2], self.recurrent.in_features)
         states = []
         # A cell of our own: PyTorch's has no rule for vmap, and on a GPU no second derivative.
@@ -135,9 +145,10 @@ class LearnedObjective(nn.Module):
         y = self.head(hidden)[..., 0]
         if self.advantages:
             y = y + advantage * self.distance(acted)[..., 0]
+        if self.predictions:
+            y = _in_own_units(y) * self.distance(acted)[..., 0]
         y = (_BOUND * y).tanh() / _BOUND
         if self.predictions:
-            log_q = (known[-1] + _EPSILON).log()
             y = y + (log_q.exp() * (log_q - self.predicting(hidden).log_softmax(-1))).sum(-1)
         return y * mask
 
@@ -153,6 +164,11 @@ class HalfSquare(nn.Module):
 
 def _layer(inputs: int, units: int, norm: bool = True) -> list[nn.Module]:
     return [nn.Linear(inputs, units), HalfSquare(), *([nn.LayerNorm(units)] if norm else [])]
+
+
+def _in_own_units(x: Tensor) -> Tensor:
+    """Divide by the root mean square over the last two dimensions."""
+    return x / (x.square().mean((-2, -1), keepdim=True) + _EPSILON).sqrt()
 
 
 def standardised(x: Tensor) -> Tensor:

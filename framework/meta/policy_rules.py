@@ -24,17 +24,30 @@ _NEWEST = 4  # episodes that count as on-policy
 _EPSILON = 1e-8
 
 
-def learned(objective: Callable[..., Tensor], agents: Agents, w: Weights, segments: Segments) -> Tensor:
-    """The learned losses ``[N, B, T]`` of policies w."""
+def learned(
+    objective: Callable[..., Tensor], agents: Agents, w: Weights, segments: Segments, given: Weights | None = None
+) -> Tensor:
+    """The learned losses ``[N, B, T]`` of policies w.
+
+    Args:
+        objective: the learned objective.
+        agents: the agents.
+        w: weights of their policies.
+        segments: what they did.
+        given: the same weights, from which predictions are data; None: without a gradient.
+    """
     s = segments.observation
     p = agents.policy(w, s)
     value, worth = agents.opinion(s, p.detach()), agents.opinion(s[..., :-1, :], segments.action)
-    return objective(p[..., :-1, :], value, worth, segments, _told(agents, w, s))
+    return objective(p[..., :-1, :], value, worth, segments, _told(agents, w, s, given))
 
 
-def _told(agents: Agents, w: Weights, s: Tensor) -> Tensor | None:
-    """The predictions of agents that make them."""
-    return agents.foretold(w, s) if isinstance(agents, PredictingAgents) else None
+def _told(agents: Agents, w: Weights, s: Tensor, given: Weights | None = None) -> tuple[Tensor, Tensor] | None:
+    """The predictions of agents that make them, and the same as data."""
+    if not isinstance(agents, PredictingAgents):
+        return None
+    q = agents.foretold(w, s)
+    return q, q.detach() if given is None else agents.foretold(given, s)
 
 
 def critics_own(agents: Agents, w: Weights, segments: Segments) -> Tensor:
@@ -195,9 +208,10 @@ def improvement(
     if step is not None:
         first, second, count = dict(agents.moments["first_w"]), dict(agents.moments["second_w"]), agents.policy_steps()
     for k, segments in enumerate(batches[:-1]):
-        losses = learned(objective, agents, w, segments)
+        now = {name: x.view_as(x) for name, x in w.items()}  # the step does not see that data depend on w, J does
+        losses = learned(objective, agents, now, segments, w)
         total = losses.sum() if step is None else losses.mean((1, 2)).sum()
-        slope = dict(zip(w, torch.autograd.grad(total, list(w.values()), create_graph=True), strict=True))
+        slope = dict(zip(w, torch.autograd.grad(total, list(now.values()), create_graph=True), strict=True))
         if step is not None:
             rate, slope = agents.learning_rates[0], unit(slope, agents.shortest)
             for name, g in slope.items():
