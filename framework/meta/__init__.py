@@ -17,6 +17,7 @@ from algornn.meta.online import OnlineNetwork
 from algornn.meta.original_agents import OriginalAgents
 from algornn.meta.policy_rules import agreement, improvement
 from algornn.meta.predicting_agents import PredictingAgents
+from algornn.meta.predicting_objective import PredictingObjective
 from algornn.meta.replay import Replay, Segments
 from algornn.meta.sharing_agents import SharingAgents
 from algornn.meta.vsml import VSML
@@ -46,6 +47,7 @@ __all__ = [
     "PointMass",
     "Policy",
     "PredictingAgents",
+    "PredictingObjective",
     "Reacher",
     "Replay",
     "Segments",

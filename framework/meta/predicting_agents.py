@@ -13,10 +13,10 @@ from algornn.meta.world import ContinuousWorld
 
 
 class PredictingAgents(Agents):
-    r"""`Agents` whose policies say more of a state than what to do: :math:`y_w(s)`, a distribution over m classes.
+    r"""`Agents` whose policies say more of a state than what to do: :math:`q_w(s)`, a distribution over m classes.
 
-    What the classes mean is up to the learned objective, which teaches them (`LearnedObjective`, `predictions`) and
-    looks at them where it would look at the critics' values; those then serve its own training alone.
+    What the classes mean is up to the learned objective, which teaches them (`PredictingObjective`) and looks at them
+    where it would look at the critics' values; those then serve its own training alone.
 
     Args:
         worlds: for every agent, what makes its world of a batch of seeds.

@@ -254,9 +254,5 @@ def test_bad_arguments_are_refused():
         LearnedObjective(features=0)
     with pytest.raises(TypeError, match="`units` must be a whole number"):
         LearnedObjective(units=4.0)
-    with pytest.raises(ValueError, match="`predictions` must be at least 0"):
-        LearnedObjective(predictions=-1)
-    with pytest.raises(ValueError, match="`predictions` is a number of classes, expected at least 2, or 0 for none"):
-        LearnedObjective(predictions=1)
     with pytest.raises(ValueError, match="expected at least 2, got 1"):
         improvement(objective(), Alone(), (segments(),))

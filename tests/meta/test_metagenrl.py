@@ -22,6 +22,7 @@ from algornn.meta import (
     Pendulum,
     PointMass,
     PredictingAgents,
+    PredictingObjective,
     Reacher,
     SharingAgents,
 )
@@ -104,7 +105,7 @@ def test_the_gradients_of_all_agents_are_those_of_each_alone(kind):
     agents = SMALL([*WORLDS.values()], torch.arange(4))
     model = learner(score="improvement", step=LearnedStep(4) if kind == "step" else None)
     if kind == "predictions":
-        model.model = LearnedObjective(units=8, features=4, predictions=3)
+        model.model = PredictingObjective(3, units=8, features=4)
         agents = PredictingAgents([*WORLDS.values()], torch.arange(4), predictions=3, **SMALL.keywords)
     for _ in range(4):
         agents.update((partial(critics_own, agents), 1.0))

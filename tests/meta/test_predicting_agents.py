@@ -8,15 +8,15 @@ from test_learned_objective import derivative_and_difference
 from test_metagenrl import WORLDS, learner, trained, weights
 
 from algornn import MetaGenRL
-from algornn.meta import Agents, LearnedObjective, LearnedStep, PredictingAgents, improvement
+from algornn.meta import Agents, LearnedStep, PredictingAgents, PredictingObjective, improvement
 from algornn.meta.policy_rules import critics_own, learned
 
 SMALL = {"hidden_sizes": (8,), "segments": (4, 5), "every": 2, "random": 1}
 
 
-def objective(**settings):
+def objective():
     torch.manual_seed(3)
-    return LearnedObjective(units=4, features=3, predictions=3, **settings)
+    return PredictingObjective(3, units=8, features=4)
 
 
 def agents(updates=4, dtype=torch.float64):
@@ -113,10 +113,12 @@ def test_two_processes_train_as_one(tmp_path):
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="`predictions` is a number of classes, expected at least 2, got 1"):
         PredictingAgents([WORLDS["pendulum"]], torch.tensor([3]), predictions=1, **SMALL)
+    with pytest.raises(ValueError, match="`predictions` must be at least 2, got 1"):
+        PredictingObjective(1)
+    with pytest.raises(ValueError, match="`units` must be even"):
+        PredictingObjective(units=5)
     with pytest.raises(ValueError, match="learned from the score 'improvement' alone, got 'agreement'"):
         MetaGenRL(objective(), WORLDS, partial(PredictingAgents, predictions=3, **SMALL))
-    with pytest.raises(ValueError, match="`advantages` need it: choose one of them"):
-        objective(advantages=True)
     plain = Agents([WORLDS["pendulum"]], torch.tensor([3]), **SMALL)
     with pytest.raises(ValueError, match="to predict 3 classes, these predict 0: give it `PredictingAgents`"):
         learned(objective(), plain, plain.w, plain.draw(3))
