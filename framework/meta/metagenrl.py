@@ -56,8 +56,8 @@ class MetaGenRL(Learner):
     `Agents.unsound`), and how many steps all of them have lived so far (``train/agents/steps``).
 
     Args:
-        model: the learned objective: `algornn.meta.LearnedObjective`, `algornn.meta.PredictingObjective`, or one of your
-            own that takes what they take; the score "improvement" calls it for every agent under `torch.func.vmap`.
+        model: the learned objective: `LearnedObjective` or `PredictingObjective` of `algornn.meta`, or one of your own
+            that takes what they take; the score "improvement" calls it for every agent under `torch.func.vmap`.
         worlds: what makes each world of a batch of seeds, by the names that the data use.
         agents: called with the worlds and the seeds of agents, makes a population: `algornn.meta.Agents`.
         optimizer: called with the objective's weights; None: Adam with its defaults.
