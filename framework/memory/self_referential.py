@@ -25,7 +25,7 @@ class SelfReferentialMatrix(nn.Module):
         input_size: width D of the input and the output.
         heads: number of heads; it divides D.
         query_key_scale: factor of the first weights of q and k. 1 as published; 0.01 in Automated Continual Learning
-            (Irie et al. 2023).
+            (Irie et al. 2023). `match_queries` sets those of k.
 
     Source: Irie, Schlag, Csordas and Schmidhuber (2022), "A Modern Self-Referential Weight Matrix That Learns to Modify
     Itself", eq. 5 to 8; :math:`W_0 \sim N(0, 1/\sqrt{d})`. The input is used as it is, without a softmax.

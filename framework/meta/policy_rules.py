@@ -208,7 +208,7 @@ def improvement(
     if step is not None:
         first, second, count = dict(agents.moments["first_w"]), dict(agents.moments["second_w"]), agents.policy_steps()
     for k, segments in enumerate(batches[:-1]):
-        now = {name: x.view_as(x) for name, x in w.items()}  # the step does not see that data depend on w, J does
+        now = {name: x.view_as(x) for name, x in w.items()}  # predictions are data to the step, and not to J
         losses = learned(objective, agents, now, segments, w)
         total = losses.sum() if step is None else losses.mean((1, 2)).sum()
         slope = dict(zip(w, torch.autograd.grad(total, list(now.values()), create_graph=True), strict=True))

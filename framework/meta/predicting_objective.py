@@ -21,10 +21,11 @@ class PredictingObjective(nn.Module):
     .. math::
         c_t &= \mathrm{MLP}_c([z(r)_t, t / T, (1 - d_t)\, q_{t+1}, q_t]), \qquad
         h_t = \mathrm{LSTM}(h_{t+1}; c_t), \qquad y = z(\mathrm{MLP}_h(h)) \\
-        \ell_t &= y_t \, |b_t - p_t|^2 + \mathrm{KL}(q_w(s_t) \,\|\, \mathrm{softmax}(W h_t))
+        \ell_t &= y_t \, |b_t - p_t|^2 + \mathrm{KL}(q_w(s_t) \,\|\, \mathrm{softmax}(W h_t + b))
 
-    How far to follow or to avoid an action is learned, and so is what should have been predicted. To
-    the policy, everything but :math:`p_t` and the first argument of the divergence is data. Only a score after several
+    How far to follow or to avoid an action is learned, and so is what should have been predicted. To the policy,
+    everything but :math:`p_t` and the first argument of the divergence is data. Units of the MLPs are half ReLU, half
+    square, but for the last ones of the head, which are linear and followed by LayerNorm. Only a score after several
     steps, `algornn.meta.improvement`, tells what a prediction is good for.
 
     Args:
@@ -34,8 +35,8 @@ class PredictingObjective(nn.Module):
 
     Source: Oh et al. (2020), "Discovering Reinforcement Learning Algorithms", https://arxiv.org/abs/2007.08794, eq. 2
     and 3. Deviations: the squared distance from a deterministic policy stands in the place of the logarithmic
-    probability under a categorical one; rewards and y are standardised; the LSTM does not read how likely the action
-    was.
+    probability under a categorical one; rewards and y are standardised; the LSTM reads the time in the segment, but
+    neither the discount nor how likely the action was.
     """
 
     def __init__(self, predictions: int = 8, units: int = 32, features: int = 8) -> None:

@@ -20,9 +20,8 @@ class InContextNetwork(nn.Module):
 
     A class reaches the layer with the next input; or, `synchronous`, with its own, which then comes twice: first alone,
     to be named, and then with its class. Synchronous labels ask less of a layer: what belongs together arrives
-    together, and an input is looked up by itself. So layers that have a method `match_queries` begin with keys that are
-    their queries, where like inputs find each other from the first step: without it a Fast Weight Memory is at chance
-    after 700 steps on digits, with it it has 65 % of the last classes right after 200.
+    together, and an input is looked up by itself. So layers that have a method `match_queries` begin with keys that
+    like inputs read, and find them from the first step.
 
     Args:
         input_size: numbers of an input D.

@@ -14,6 +14,7 @@ from algornn import (
     LSTM,
     VSML,
     DeltaNet,
+    FastWeightBlocks,
     FastWeightMemory,
     InContextLearner,
     InContextNetwork,
@@ -240,13 +241,28 @@ def test_with_synchronous_labels_a_self_referential_matrix_writes_where_its_inpu
     assert torch.equal(memory.first[..., 8:12], torch.eye(4).expand(2, 4, 4))
 
 
-def test_synchronous_labels_are_learnt_from_at_once():
-    """Four classes far apart: what was read with an input is found again by its like."""
+@pytest.mark.parametrize(
+    ("layer", "steps"),
+    [
+        (CAUSAL, 150),
+        (
+            partial(
+                FastWeightBlocks, memory=partial(FastWeightMemory, entity_size=16, role_size=16, reads=1), blocks=2
+            ),
+            75,
+        ),
+        (partial(FastWeightBlocks, memory=partial(SelfReferentialMatrix, heads=2), blocks=2), 180),
+        (partial(FastWeightBlocks, memory=partial(DeltaNet, heads=2), blocks=2), 180),
+    ],
+    ids=["transformer", "fwm", "srwm", "deltanet"],
+)
+def test_synchronous_labels_are_learnt_from_at_once(layer, steps):
+    """Four classes far apart: what was read with an input is found again by its like. Other keys are at chance here."""
     generator = torch.Generator().manual_seed(1)
     torch.manual_seed(1)
-    network = InContextNetwork(8, 4, CAUSAL, embedding_size=32, synchronous=True)
+    network = InContextNetwork(8, 4, layer, embedding_size=32, synchronous=True)
     optimizer = torch.optim.Adam(network.parameters(), 3e-3)
-    for _ in range(150):
+    for _ in range(steps):
         centres = torch.randn(32, 4, 8, generator=generator) * 2
         y = torch.randint(4, (32, 12), generator=generator)
         x = centres.take_along_dim(y[..., None], 1) + 0.3 * torch.randn(32, 12, 8, generator=generator)

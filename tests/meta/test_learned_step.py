@@ -36,20 +36,12 @@ def test_it_is_adam_at_first():
         torch.testing.assert_close(mine, w.detach(), rtol=1e-6, atol=1e-8)
 
 
-def test_steps_have_directions_of_their_own_and_adams_lengths():
+def test_steps_are_at_most_four_times_adams_and_one_more():
     step = stepping()
-    step.network[0].bias.data.fill_(50)
-    step.network[2].weight.data.fill_(50)
-    g, first = torch.randn(2, 3, 5, 10, dtype=torch.float64)
-    second, count = torch.rand_like(g), torch.tensor([2, 5, 9])
-    g[:, :, 7:] = first[:, :, 7:] = 0  # as of what pads a smaller world
-    delta, m, v = step(g, first, second, count)
-    for n, k in enumerate(count.tolist()):
-        root = (v[n] / (1 - 0.999**k)).sqrt()
-        a, b = m[n] / (1 - 0.9**k) / root, g[n] / root
-        expected = (4 * a + b) * a.norm() / (4 * a + b).norm()
-        torch.testing.assert_close(delta[n], expected, rtol=1e-4, atol=1e-4)
-    assert not delta[:, :, 7:].any()
+    step.network[2].bias.data.fill_(50)
+    g = torch.randn(3, 50, dtype=torch.float64)
+    delta, *_ = step(g, torch.zeros_like(g), torch.zeros_like(g), torch.ones(3, dtype=torch.int64))
+    torch.testing.assert_close(delta, 1 + 4 * g.sign(), rtol=1e-4, atol=1e-4)  # Adam's first is the sign
     nothing = torch.zeros_like(g)
     still = step(nothing, nothing, nothing, torch.ones(3, dtype=torch.int64))[0]
     assert still.isfinite().all()

@@ -55,17 +55,44 @@ def test_a_policy_acts_as_it_would_without_and_predicts_a_distribution():
 def test_the_loss_is_that_of_its_equation_and_moves_predictions():
     network, population = objective().double(), agents()
     segments = drawn(population, 3)
+    terminal, mask = (torch.zeros_like(segments.mask) for _ in range(2))
+    terminal[:, :, 2], mask[:, :, :4] = 1, 1
+    segments = segments._replace(terminal=terminal, mask=mask)
     w = {name: x.clone().requires_grad_() for name, x in population.w.items()}
     loss = learned(network, population, w, segments)
-    slope = torch.autograd.grad(loss.sum(), w[list(w)[-1]])[0]
+    slope = torch.autograd.grad(loss.sum(), w[list(w)[-1]], retain_graph=True)[0]
     assert (slope[:, population.action_size :] != 0).all()
-    network.head[-1].weight.data.zero_()
-    network.predicting.weight.data.zero_()  # W h = b for every step
-    network.predicting.bias.data.copy_(torch.tensor([0.0, 1.0, -1.0]))
-    target = network.predicting.bias.softmax(0)
-    q = population.foretold(w, segments.observation[..., :-1, :])
-    expected = (q * (q.log() - target.log())).sum(-1) * segments.mask
-    torch.testing.assert_close(learned(network, population, w, segments), expected, rtol=1e-6, atol=1e-7)
+
+    def z(x):
+        return (x - x.mean((1, 2), keepdim=True)) / x.std((1, 2), correction=0, keepdim=True)
+
+    q, T = population.foretold(w, segments.observation), segments.reward.shape[-1]
+    time = (torch.arange(T) / T).expand_as(segments.reward)
+    known = [z(segments.reward)[..., None], time[..., None], (1 - terminal)[..., None] * q[:, :, 1:], q[:, :, :-1]]
+    cell = torch.nn.LSTMCell(4, 8, dtype=torch.float64)
+    cell.weight_ih, cell.weight_hh, cell.bias_ih = network.gates.weight, network.recurrent.weight, network.gates.bias
+    torch.nn.init.zeros_(cell.bias_hh)
+    state, hidden = None, []
+    for c in reversed(network.context(torch.cat(known, -1)).flatten(0, 1).unbind(1)):
+        state = cell(c, state)
+        hidden.insert(0, state[0])
+    hidden = torch.stack(hidden, 1).view(*segments.reward.shape, 8)
+    p, now = population.policy(w, segments.observation[:, :, :-1]), q[:, :, :-1]
+    followed = z(network.head(hidden)[..., 0]) * (segments.action - p).square().sum(-1)
+    divergence = (now * (now / network.predicting(hidden).softmax(-1)).log()).sum(-1)
+    torch.testing.assert_close(loss, (followed + divergence) * mask, rtol=1e-5, atol=1e-6)
+
+
+def test_the_improvement_is_that_of_steps_to_which_predictions_are_data():
+    network, population = objective().double(), agents()
+    batches, rate = [drawn(population, k) for k in (3, 4, 5)], 0.1
+    w = {name: x.detach() for name, x in population.w.items()}
+    for segments in batches[:2]:
+        w = {name: x.requires_grad_() for name, x in w.items()}
+        slope = torch.autograd.grad(learned(network, population, w, segments).sum(), list(w.values()))
+        w = {name: (x - rate * g).detach() for (name, x), g in zip(w.items(), slope, strict=True)}
+    expected = -critics_own(population, w, batches[0].join(batches[1]).join(batches[2]))
+    torch.testing.assert_close(improvement(network, population, batches, rate), expected)
 
 
 def test_the_critic_is_not_looked_at():
