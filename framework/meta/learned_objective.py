@@ -46,8 +46,6 @@ class LearnedObjective(nn.Module):
     def __init__(self, units: int = 32, features: int = 8, advantages: bool = False) -> None:
         super().__init__()
         check_whole(1, units=units, features=features)
-        if units % 2:
-            raise ValueError(f"`units` must be even, for half of them are ReLU and half square, got {units}.")
         self.actions = nn.Sequential(*layer(2, units), *layer(units, units), *layer(units, units))
         self.advantages = advantages
         self.context = nn.Sequential(
@@ -110,6 +108,8 @@ class HalfSquare(nn.Module):
 
 def layer(inputs: int, units: int, norm: bool = True) -> list[nn.Module]:
     """A linear layer, half ReLU and half square, and LayerNorm if `norm`."""
+    if units % 2:
+        raise ValueError(f"`units` must be even, for half of them are ReLU and half square, got {units}.")
     return [nn.Linear(inputs, units), HalfSquare(), *([nn.LayerNorm(units)] if norm else [])]
 
 

@@ -43,8 +43,6 @@ class PredictingObjective(nn.Module):
         super().__init__()
         check_whole(1, units=units, features=features)
         check_whole(2, predictions=predictions)
-        if units % 2:
-            raise ValueError(f"`units` must be even, for half of them are ReLU and half square, got {units}.")
         self.predictions = predictions
         self.context = nn.Sequential(
             *layer(2 + 2 * predictions, units, False), *layer(units, units, False), nn.Linear(units, features)
