@@ -41,8 +41,8 @@ class MetaGenRL(Learner):
 
     - ``"agreement"``: `algornn.meta.agreement`, of a small step before the tanh of the policies, with actuators
       reversed at random; ``"action_agreement"``: the same of a step on the actions themselves;
-    - ``"improvement"``: `algornn.meta.improvement`, as published: one plain step of SGD on the policy's weights (two where
-      agents predict), whose gradient is clipped for every agent before the mean.
+    - ``"improvement"``: `algornn.meta.improvement`, as published: one plain step of SGD on the policy's weights, or two
+      where agents predict; its gradient is clipped for every agent before the mean.
 
     To score an objective, it is frozen and fresh agents learn by it, alone, for a lifetime; what counts is their mean
     return afterwards (16 episodes of each without noise), with its standard error over agents. In a test the `rivals`
