@@ -42,7 +42,7 @@ _HINTS = {
     "unrecognized": "--help lists all options",
     "not accept": "--help lists all options",
     "are required: probe": "give --probe CLASS, one of `algornn list probes`",
-    "Expected a collections.abc.Sequence": """a list, even of one, is written '["model.encoder"]'""",
+    "Expected a collections.abc.Sequence": """a list, even of one, is written as '["model.encoder"]'""",
     "to be a function that returns Tensor": "annotate what it returns: -> torch.Tensor",
     "arguments are required": "give --config RECIPE, or the --run_dir of a run",
 }
@@ -57,9 +57,10 @@ def plain_sentence(error: BaseException) -> str:
     kind = ""  # whose options are talked of
     for indented in text.splitlines():
         line = indented.strip(" -")
+        depth = indented.index(line)
+        line = line.rpartition("expects a function or a callable class: ")[2]  # another key may come after it
         kind = found[1] if (found := re.search(r"class_path[ =]'([\w.]+)'", line)) else kind
         if found := re.match(r'Parser key "(.+?)"', line):
-            depth = indented.index(line)
             keys = {d: outer for d, outer in keys.items() if d < depth} | {depth: found[1]}
             key = f"{'.'.join(keys.values())}: "
         elif found := re.search(r"Expected a dot import path string: (\S+)|Import path (\S+)", line):
@@ -72,7 +73,7 @@ def plain_sentence(error: BaseException) -> str:
             meant = [n for n in known if n.endswith("Probe")] if key == "probe: " else known
             return f"{key}no class is named {name!r}{closest(name, meant)}; one of your own is given as module.Class."
         elif (found := re.search(r"Option '(\w+)' is not accepted", line)) and (
-            options := [option for option in _options_of(kind, "Callable[" in line) if option != found[1]]
+            options := [option for option in _options_of(kind, "Callable[" in indented) if option != found[1]]
         ):
             told = closest(found[1], options) or f"; it has {', '.join(options)}"
             return f"{key}{kind.rpartition('.')[2]} has no option {found[1]!r}{told}."
@@ -85,7 +86,6 @@ def plain_sentence(error: BaseException) -> str:
             return f"{key}several libraries have a class {found[1]}: write algornn.{found[1]}."
         elif line and not _PARSER_NOISE.match(line):
             line = re.sub(r"<class '([\w.]+)'>", r"\1", line.partition(". Got value: Namespace")[0])
-            line = line.rpartition("expects a function or a callable class: ")[2]
             fitting = {part: hint for part, hint in _HINTS.items() if part in line}
             if key:  # what a class requires is no option of the command
                 fitting.pop("arguments are required", None)

@@ -76,7 +76,7 @@ class PredictingObjective(nn.Module):
         if told is None or made != self.predictions:
             raise ValueError(
                 f"The objective teaches agents to predict {self.predictions} classes, these predict {made}: "
-                f"give it `PredictingAgents` with predictions={self.predictions}."
+                "give it `PredictingAgents` with as many `predictions`."
             )
         r, (predicted, q) = segments.reward, told
         T = r.shape[-1]

@@ -29,6 +29,14 @@ from algornn import cli
             ["fit", "--config", "graph_navigation_lstm", "--model.model.layer.heads", "4"],
             "LSTM has no option 'heads'; it has hidden_size, layers,",
         ),
+        (
+            ["fit", "--config", "in_context_digits_fwm", "--model.model.layer.memory.reads", "1.5"],
+            "model.model.layer.memory.reads: Expected a int. Got value: 1.5",
+        ),
+        (
+            ["fit", "--config", "in_context_digits_fwm", "--model.model.layer.memory.read", "2"],
+            "model.model.layer.memory: FastWeightMemory has no option 'read' (did you mean 'reads'?)",
+        ),
         (["fit", "--config", "quickstart", "--data.batch_size", "many"], "batch_size: Expected a int"),
         (
             ["fit", "--config", "quickstart", "--recipe.published", "[{stage: test, error: abc}]"],
