@@ -257,7 +257,7 @@ def test_with_synchronous_labels_a_self_referential_matrix_writes_where_its_inpu
     ids=["transformer", "fwm", "srwm", "deltanet"],
 )
 def test_synchronous_labels_are_learnt_from_at_once(layer, steps):
-    """Four classes far apart: what was read with an input is found again by its like. Other keys are at chance here."""
+    """Four classes far apart: an input finds what came with its like. With other keys none gets there."""
     generator = torch.Generator().manual_seed(1)
     torch.manual_seed(1)
     network = InContextNetwork(8, 4, layer, embedding_size=32, synchronous=True)
