@@ -48,6 +48,7 @@ class ActorCritic(Learner):
         gamma: :math:`\gamma`.
         value_weight: :math:`c_V`.
         entropy_weight: :math:`c_H`.
+        cooldown: share of the training, at its end, over which the learning rate falls linearly to 0.
 
     Raises:
         ValueError: a discount or a weight out of its range, or an agent with a layer that cannot go step by step.
@@ -67,8 +68,9 @@ class ActorCritic(Learner):
         gamma: float = 0.9,
         value_weight: float = 0.1,
         entropy_weight: float = 0.03,
+        cooldown: float = 0.0,
     ) -> None:
-        super().__init__(model, optimizer)
+        super().__init__(model, optimizer, cooldown=cooldown)
         if not 0 <= gamma <= 1:
             raise ValueError(f"`gamma` is a discount, expected 0 to 1, got {gamma}.")
         for name, weight in {"value_weight": value_weight, "entropy_weight": entropy_weight}.items():

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from torch import nn
 
 from algornn import LSTM, ActorCritic, FastWeightMemory, GraphWorld, MemoryAugmentedLSTM, RecurrentAgent, cli
@@ -151,6 +152,20 @@ def weights_after(world, tmp_path, rank_batch):
     )  # fmt: skip
     trainer.fit(learner, data)
     return torch.cat([p.detach().flatten() for p in learner.parameters()])
+
+
+def test_the_learning_rate_falls_over_the_cooldown(tmp_path):
+    rates = []
+    note = LambdaCallback(
+        on_train_batch_start=lambda trainer, *_: rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+    )
+    trainer = L.Trainer(
+        max_steps=8, accelerator="cpu", logger=False, callbacks=[note], enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path, limit_val_batches=0,
+    )  # fmt: skip
+    learner = ActorCritic(agent(), GraphWorld, partial(torch.optim.Adam, lr=1.0), cooldown=0.5)
+    trainer.fit(learner, GraphNavigation(batch_size=4, size=4, episodes=8))
+    assert rates == [1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
 
 
 def test_two_processes_train_as_one(tmp_path):
