@@ -21,11 +21,13 @@ class Episodes(NamedTuple):
         observation: ``[B, T, D]``.
         action: ``[B, T]`` int64.
         reward: ``[B, T]``.
+        action_mask: ``[B, T, A]`` bool, the actions that there were; None: all, always.
     """
 
     observation: Tensor
     action: Tensor
     reward: Tensor
+    action_mask: Tensor | None = None
 
 
 class ActorCritic(Learner):
@@ -38,8 +40,9 @@ class ActorCritic(Learner):
         L = \frac{1}{B T} \sum_{b, t} \left[ - \log \pi(a_t) (R_t - \bar V_t)
             + c_V (R_t - V_t)^2 - c_H H(\pi_t) \right]
 
-    where the bar stops the gradient. Actions are drawn step by step without a graph; then the agent runs over the whole
-    episode at once. Scores are mean returns (undiscounted) of episodes with drawn actions.
+    where the bar stops the gradient, and what the world's `action_mask` leaves out has no probability. Actions are
+    drawn step by step without a graph; then the agent runs over the whole episode at once. Scores are mean returns
+    (undiscounted) of episodes with drawn actions.
 
     Args:
         model: the agent, ``forward(x [B, T, D], state) -> (logits [B, T, A], values [B, T], state)``: `RecurrentAgent`.
@@ -83,14 +86,15 @@ class ActorCritic(Learner):
     def act(self, call: Callable[..., Any], batch: Any) -> Episodes:
         """Let the agent that `call` stands for act in the worlds of a batch."""
         world, state, dtype = self.world(batch), None, next(self.parameters()).dtype
-        steps: list[tuple[Tensor, Tensor, Tensor]] = []
+        steps: list[tuple[Tensor, ...]] = []
         for _ in range(world.length):
-            x = world.observe().to(dtype)
+            x, mask = world.observe().to(dtype), world.action_mask()
             logits, _, state = call(x[:, None], state)
+            logits = only(mask, logits[:, 0])
             # By the inverse of the distribution function: one number per episode, the same on every device.
-            below = logits[:, 0].double().softmax(-1).cumsum(-1) <= world.chance(0)[:, None]
+            below = logits.double().softmax(-1).cumsum(-1) <= world.chance(0)[:, None]
             action = below.sum(-1).clamp(max=logits.shape[-1] - 1)
-            steps.append((x, action, world.step(action)))
+            steps.append((x, action, world.step(action), *(() if mask is None else (mask,))))
         return Episodes(*(torch.stack(parts, 1) for parts in zip(*steps, strict=True)))
 
     def loss(self, call: Callable[..., Any], batch: Any) -> Tensor:
@@ -100,7 +104,7 @@ class ActorCritic(Learner):
     def episode_loss(self, call: Callable[..., Any], episodes: Episodes) -> Tensor:
         """The loss of every episode ``[B]``."""
         logits, values, _ = call(episodes.observation)
-        log_policy = logits.log_softmax(-1)
+        log_policy = only(episodes.action_mask, logits).log_softmax(-1)
         chosen = log_policy.gather(-1, episodes.action[..., None])[..., 0]
         advantage = discounted(episodes.reward, self.gamma) - values
         entropy = -(log_policy.exp() * log_policy).sum(-1)
@@ -168,6 +172,11 @@ class EpisodeReturns(Metric):
         found = self.found[rows]
         error = found.std() / len(found) ** 0.5 if len(found) > 1 else torch.zeros(())
         return {"return": found.mean(), "return_error": error, "examples": rows.sum()}
+
+
+def only(mask: Tensor | None, logits: Tensor) -> Tensor:
+    """Logits of the actions in the mask; the others get a finite one, for the entropy, that leaves them no chance."""
+    return logits if mask is None else logits.masked_fill(~mask, torch.finfo(logits.dtype).min / 2)
 
 
 def discounted(reward: Tensor, gamma: float) -> Tensor:

@@ -63,7 +63,7 @@ class SymmetricAgent(nn.Module):
         for t in range(x.shape[1]):
             scores.append(self.rule.tick(cells, messages, inputs[:, t], told[:, t]))
         score = torch.stack(scores, 1)
-        return only_arms(self.log_sharpness.exp() * score[..., :-1], is_arm), score[..., -1], cells[0]
+        return self.log_sharpness.exp() * score[..., :-1], score[..., -1], cells[0]
 
 
 class UpperConfidenceBound(nn.Module):
@@ -92,20 +92,14 @@ class UpperConfidenceBound(nn.Module):
     def forward(self, x: Tensor, state: Any = None, mask: Any = None) -> tuple[Tensor, Tensor, Any]:
         """As of `SymmetricAgent`; the state is the numbers of pulls and of times paid, ``[B, A]`` each."""
         A = x.shape[2] // 2
-        is_arm, pulled, paid = x.split([A, A, 1], -1)
+        _, pulled, paid = x.split([A, A, 1], -1)
         pulls, pays = pulled.cumsum(1), (pulled * paid).cumsum(1)
         if state is not None:
             pulls, pays = pulls + state[0][:, None], pays + state[1][:, None]
         mean = (pays + 0.5) / (pulls + 1)
         time = pulls.sum(-1, keepdim=True)
         bound = mean + self.log_bonus.exp() * ((time + 1).log() / (pulls + 1) + _FEW).sqrt()
-        logits = only_arms(self.log_sharpness.exp() * bound, is_arm)
-        return logits, self.value.expand(x.shape[:2]), (pulls[:, -1], pays[:, -1])
-
-
-def only_arms(logits: Tensor, is_arm: Tensor) -> Tensor:
-    """Leave places without an arm no chance."""
-    return logits.masked_fill(is_arm == 0, torch.finfo(logits.dtype).min / 2)
+        return self.log_sharpness.exp() * bound, self.value.expand(x.shape[:2]), (pulls[:, -1], pays[:, -1])
 
 
 def check_sizes(input_size: int, output_size: int) -> None:

@@ -15,7 +15,7 @@ _PAY = 1  # a stream of chance
 
 
 class BanditWorld(World):
-    """Bernoulli bandits: pulling arm a pays 1 with probability p_a, otherwise 0. Places without an arm pay nothing.
+    """Bernoulli bandits: pulling arm a pays 1 with probability p_a, otherwise 0. Agents pull no place without an arm.
 
     An observation has 2 A + 1 numbers: where there are arms, what was pulled last (one-hot, at first none), what it
     paid.
@@ -34,7 +34,11 @@ class BanditWorld(World):
 
     def observe(self) -> Tensor:
         """What the agents see, ``[B, 2 A + 1]``."""
-        return torch.cat([(self.probability >= 0).float(), self.pulled, self.paid[:, None]], 1)
+        return torch.cat([self.action_mask().float(), self.pulled, self.paid[:, None]], 1)
+
+    def action_mask(self) -> Tensor:
+        """Where there are arms, ``[B, A]`` bool."""
+        return self.probability >= 0
 
     def step(self, action: Tensor) -> Tensor:
         """Pull arms ``[B]`` and return what they pay ``[B]``."""

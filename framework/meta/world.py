@@ -41,6 +41,10 @@ class World(ABC):
     def step(self, action: Tensor) -> Tensor:
         """Let the agents act, ``[B]`` int64, and return their rewards ``[B]`` float32."""
 
+    def action_mask(self) -> Tensor | None:
+        """The actions that there are now, ``[B, A]`` bool, at least one in every row; None: all."""
+        return None
+
     def chance(self, stream: int) -> Tensor:
         """Numbers that are uniform in [0, 1), ``[B]`` float64, from (seed, time, stream) alone.
 
