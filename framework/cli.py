@@ -209,6 +209,7 @@ class AlgornnCLI(LightningCLI):
         if self._check_checkpoint() == 0:
             # Killed near its first step: begin anew, since from there Lightning 2.6 counts a step too many in its logs.
             self.config_init[self.subcommand].ckpt_path = None
+            self.trainer.print("no step of this run was kept: it begins anew")
 
     def before_test(self) -> None:
         """Refuse a checkpoint that belongs to another model; leave the printing to our own table."""

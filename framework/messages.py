@@ -42,7 +42,7 @@ _HINTS = {
     "unrecognized": "--help lists all options",
     "not accept": "--help lists all options",
     "are required: probe": "give --probe CLASS, one of `algornn list probes`",
-    "Expected a collections.abc.Sequence": """a list, even of one, is written as '["model.encoder"]'""",
+    "Expected a collections.abc.Sequence": """a list, even of one, is written as '["{value}"]'""",
     "to be a function that returns Tensor": "annotate what it returns: -> torch.Tensor",
     "arguments are required": "give --config RECIPE, or the --run_dir of a run",
 }
@@ -89,7 +89,8 @@ def plain_sentence(error: BaseException) -> str:
             fitting = {part: hint for part, hint in _HINTS.items() if part in line}
             if key:  # what a class requires is no option of the command
                 fitting.pop("arguments are required", None)
-            return key + line + next((f" ({hint})" for hint in fitting.values()), "")
+            value = line.rpartition("Got value: ")[2]
+            return key + line + next((f" ({hint.replace('{value}', value)})" for hint in fitting.values()), "")
     return text.splitlines()[0]
 
 

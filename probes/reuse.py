@@ -3,7 +3,7 @@ r"""Do sub-tasks pull the same weights the same way, and live in the same direct
 With :math:`g_j` the gradient of the loss of sub-task j over one half of its batches, and :math:`g'_k` that of k over
 the other half:
 
-* gradient cosine :math:`\cos(g_j, g'_k)`, per layer and over all of them; conflict: how often it is below 0 for two
+* gradient cosine :math:`\cos(g_j, g'_k)`, per parameter and over all of them; conflict: how often it is below 0 for two
   batches of different sub-tasks;
 * importance overlap: IoU of the weights whose :math:`|\theta g_j|` is among the largest (`mask_overlap`);
 * subspace overlap :math:`\|U_j^T U'_k\|_F^2 / r` of the first r principal directions of the activations at a site;
@@ -336,7 +336,7 @@ def _figures(names: list[str], tables: dict[str, Any], scalars: dict[str, float]
         "gradient_cosine": heat("Cosine of sub-tasks' gradients (diagonal: ceiling)", tables["gradient_cosine"]),
         "layers": {
             "kind": "bar",
-            "title": "Cosine of sub-tasks' gradients by layer",
+            "title": "Cosine of sub-tasks' gradients by parameter",
             "xlabel": "parameter",
             "ylabel": "cosine",
             "x": list(layers),

@@ -176,7 +176,7 @@ def test_predictions_are_in_the_words_of_the_data():
     assert in_words([2, 1], None) == [2, 1]
 
 
-def test_a_run_that_stops_before_its_first_step_begins_anew(tmp_path, monkeypatch):
+def test_a_run_that_stops_before_its_first_step_begins_anew(tmp_path, monkeypatch, capsys):
     (tmp_path / "tiny.yaml").write_text(TINY)
     folder = tmp_path / "run"
     args = ["--run_dir", str(folder), "--trainer.max_steps", "4", "--test_after_fit", "false"]
@@ -185,6 +185,7 @@ def test_a_run_that_stops_before_its_first_step_begins_anew(tmp_path, monkeypatc
         with pytest.raises(ZeroDivisionError):
             cli.main(["fit", "--config", str(tmp_path / "tiny.yaml"), *args])
     assert cli.main(["fit", *args, "--ckpt_path", "last"]) == 0
+    assert "no step of this run was kept: it begins anew" in capsys.readouterr().out
     assert sorted(curve(folder, "train/loss")) == [0, 1, 2, 3]
 
 

@@ -135,7 +135,7 @@ def test_a_model_of_ones_own(foreign, model, capsys):
         (["--model=foreign_net:Net", "--data=foreign_net:data", "--device=gpo"], "--device gpo cannot be used"),
         (["--model=foreign_net:Net", "--data=foreign_net:data", "--probe.at=lstn"], "close names: lstm"),
         (["--model=foreign_net:Net", "--data=foreign_net:data", "--probe.loss=foreign_net.loss"], "-> torch.Tensor"),
-        (["--probe=ReuseProbe", "--probe.sites=lstm"], """(a list, even of one, is written as '["model.encoder"]')"""),
+        (["--probe=ReuseProbe", "--probe.sites=lstm"], """(a list, even of one, is written as '["lstm"]')"""),
         (["--model=foreign_net:Net", "--data=foreign_net:data", "--out=foreign_net.py"], "Not a directory"),
     ],
 )
