@@ -119,7 +119,8 @@ class ControlTasks(SplitDataModule):
 
     Raises:
         TypeError: A number that is not whole.
-        ValueError: Unknown split, a number below 1, or agents that the batches do not share out.
+        ValueError: Unknown split, a number below 1, `tasks` that name a world twice, or agents that the batches do not
+            share out.
 
     Attributes:
         groups: Names of the worlds.
@@ -148,6 +149,11 @@ class ControlTasks(SplitDataModule):
         self.agents, self.test_agents, self.seen_agents = agents, test_agents, seen_agents
         self.trained, self.held_out = self.tasks[self.split]
         self.groups = (*self.trained, *self.held_out)
+        if len(set(self.groups)) < len(self.groups):
+            raise ValueError(
+                f"`tasks` name every world once, to train in or to test in, got {self.trained} and {self.held_out}: "
+                "the stage `seen` tests in those of training."
+            )
 
     def dataset_of(self, stage: str) -> Lives:
         """The agents of a stage."""

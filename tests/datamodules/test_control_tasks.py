@@ -85,3 +85,10 @@ def test_a_subclass_has_splits_and_worlds_of_its_own():
     assert worlds(data, "test") == ["car", "car"]
     with pytest.raises(ValueError, match="'pendulum' is unknown"):
         Driving("pendulum")
+
+
+@pytest.mark.parametrize("tasks", [(("car", "car"), ("reacher",)), (("car", "reacher"), ("car",))])
+def test_a_world_named_twice_is_refused(tasks):
+    kind = type("Twice", (ControlTasks,), {"tasks": {"car": tasks}, "splits": ("car",)})
+    with pytest.raises(ValueError, match="`tasks` name every world once"):
+        kind("car")
