@@ -113,7 +113,7 @@ class Segment(NamedTuple):
             return state
         if self.weight is None:
             return state + self.first_state
-        return state + self.first_state * self.weight[1][:, -1, None, None, None]
+        return state.addcmul(self.first_state, self.weight[1][:, -1, None, None, None])
 
 
 class Form(NamedTuple):
