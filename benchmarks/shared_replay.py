@@ -5,8 +5,9 @@
 
 Every arm has the same agents, by seed, in four worlds; an episode follows every tenth update. An agent has failed when
 its return at the end, over 16 episodes without noise, is below that of uniform actions. Counts are means over seeds,
-with the 95 % interval of Student's t; the last column is the difference from the first arm, seed by seed. With `--out`
-every population is written as it ends, and those that stand there already are not run again.
+with the 95 % interval of Student's t; the difference is that from the first arm there is, seed by seed. Then come the
+mean returns in the worlds. With `--out` every population is written as it ends, and those that stand there already are
+not run again.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from algornn.meta import CartPoleSwingUp, Pendulum, PointMass, Reacher, SharingA
 from algornn.meta.policy_rules import RULES
 
 WORLDS = (PointMass, Reacher, Pendulum, CartPoleSwingUp)
+KIND = ("rule", "agents", "updates")  # what populations that are compared have in common
 ARMS: dict[str, dict[str, Any]] = {
     "independent": {"share": 0.0, "replace": False},
     "shared": {"share": 0.5, "replace": False},
@@ -75,21 +77,27 @@ def interval(values: list[float]) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Failed agents of every arm, and the mean return in every world."""
+    """Failed agents of every arm, and the mean return in every world; populations of one kind are compared."""
     lines = [
-        f"| rule, arm | failed of {len(WORLDS)} x agents | difference | {' | '.join(w.__name__ for w in WORLDS)} |",
+        f"| rule, agents, updates, arm | failed of {len(WORLDS)} x agents | difference "
+        f"| {' | '.join(w.__name__ for w in WORLDS)} |",
         "|---|---|---|" + "---|" * len(WORLDS),
     ]
-    for rule in dict.fromkeys(row["rule"] for row in rows):
-        of = {(row["arm"], row["seed"]): row for row in rows if row["rule"] == rule}
-        for arm in ARMS:
-            mine = [row for (name, _), row in of.items() if name == arm]
-            if not mine:
-                continue
-            change = [float(sum(row["failed"]) - sum(of["independent", row["seed"]]["failed"])) for row in mine]
+    for kind in dict.fromkeys(tuple(row[name] for name in KIND) for row in rows):
+        alike = [row for row in rows if tuple(row[name] for name in KIND) == kind]
+        arms = [arm for arm in ARMS if any(row["arm"] == arm for row in alike)]
+        first = {row["seed"]: sum(row["failed"]) for row in alike if row["arm"] == arms[0]}
+        for arm in arms:
+            mine = [row for row in alike if row["arm"] == arm]
+            change = [float(sum(row["failed"]) - first[row["seed"]]) for row in mine if row["seed"] in first]
             reached = torch.tensor([row["returns"] for row in mine]).mean((0, 2)).tolist()
             counts = interval([float(sum(row["failed"])) for row in mine])
-            cells = [f"{rule}, {arm}", counts, interval(change), *(f"{x:.1f}" for x in reached)]
+            cells = [
+                ", ".join(map(str, (*kind, arm))),
+                counts,
+                interval(change) if change else "",
+                *(f"{x:.1f}" for x in reached),
+            ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -103,9 +111,11 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=800)
     parser.add_argument("--out", type=results_file)
     options = parser.parse_args()
+    if min(options.seeds, options.agents, options.updates) < 1:
+        parser.error("seeds, agents and updates must be at least 1.")
     torch.set_num_threads(1)
     rows = json.loads(options.out.read_text())["rows"] if options.out and options.out.exists() else []
-    key = ("rule", "agents", "updates", "seed", "arm")
+    key = (*KIND, "seed", "arm")
     done = {tuple(row[name] for name in key) for row in rows}
     for seed in range(options.seeds):
         for arm in options.arms:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from algornn.datamodules.split_datamodule import Example, GroupedDataset, SplitDataModule, check_positive, generator
 
 NO_EDGE = -1
+DRAWS = 1_000  # until one should have been connected: with two actions or more, many are
 
 
 class GraphBatch(NamedTuple):
@@ -39,7 +40,7 @@ class GraphItem(NamedTuple):
 
 def draw_graph(draw: np.random.Generator, nodes: int, actions: int) -> NDArray[np.int64]:
     """One graph [N, A]: an edge out of every node, then one into every node, until every node reaches every other."""
-    while True:
+    for _ in range(DRAWS):
         edges = np.full((nodes, actions), NO_EDGE)
         for node in range(nodes):
             target = draw.integers(nodes - 1)
@@ -50,6 +51,10 @@ def draw_graph(draw: np.random.Generator, nodes: int, actions: int) -> NDArray[n
                 edges[free[draw.integers(len(free))]] = node
         if connected(edges):
             return edges
+    raise ValueError(
+        f"None of {DRAWS:,} graphs of {nodes} nodes and {actions} actions leads from every node to every other: choose "
+        "more actions, or fewer nodes."
+    )
 
 
 def connected(edges: NDArray[np.int64]) -> bool:
@@ -116,7 +121,7 @@ class GraphNavigation(SplitDataModule):
 
     Raises:
         TypeError: A number that is not whole.
-        ValueError: Unknown split, a number below 1, or fewer than 2 nodes.
+        ValueError: Unknown split, a number below 1, fewer than 2 nodes, or too few graphs that are connected.
 
     Attributes:
         groups: "graph".
@@ -173,7 +178,7 @@ class GraphNavigation(SplitDataModule):
                 edges = draw_graph(draw, self.nodes, self.actions)
                 found.setdefault(edges.tobytes(), edges)
                 tries += 1
-                if tries > 100 * wanted:
+                if tries > 20 * wanted:
                     raise ValueError(
                         f"Found only {len(found)} different graphs of {self.nodes} nodes and {self.actions} actions, "
                         f"expected three sets of {self.size}; choose more nodes or actions, or a smaller size."

@@ -87,9 +87,9 @@ class Agents:
         check_shares(polyak=polyak)
         if not len(worlds) == len(seed) > 0:
             raise ValueError(f"Agents need a world and a seed each, got {len(worlds)} worlds and {len(seed)} seeds.")
-        self.worlds, self.seed, self.gamma, self.learning_rates = list(worlds), seed.clone(), gamma, learning_rates
-        self.polyak, self.exploration, self.every, self.random = polyak, exploration, every, random
-        self.segments, self.steps = segments
+        self.worlds, self.seed, self.gamma = list(worlds), seed.clone(), gamma
+        self.learning_rates, self.polyak, self.exploration = tuple(learning_rates), polyak, exploration
+        (self.segments, self.steps), self.every, self.random = segments, every, random
         made = {world: world(SimpleNamespace(seed=seed[:1])) for world in dict.fromkeys(self.worlds)}
         for world in made.values():
             check_world(world)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from algornn.learners.checks import check_whole
-from algornn.meta.world import World
+from algornn.meta.world import World, field_of
 
 _PAY = 1  # a stream of chance
 
@@ -28,7 +28,7 @@ class BanditWorld(World):
 
     def __init__(self, batch: Any, length: int = 50) -> None:
         check_whole(1, length=length)
-        self.probability, self.seed, self.length = batch.probability, batch.seed, length
+        self.probability, self.seed, self.length = field_of(batch, "probability", self), batch.seed, length
         self.pulled = torch.zeros_like(self.probability)
         self.paid = torch.zeros_like(self.probability[:, 0])
 

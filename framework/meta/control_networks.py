@@ -131,7 +131,8 @@ def of_each(network: nn.Module, N: int) -> tuple[Callable[..., Any], list[Tensor
 
 def unit(slope: Weights, shortest: float = 0.0) -> Weights:
     """Bring the gradients of every agent to length 1, but for those that are shorter than `shortest`."""
-    length = torch.stack([g.square().flatten(1).sum(1) for g in slope.values()]).sum(0).sqrt() + _TINY
+    squared = torch.stack([g.square().flatten(1).sum(1) for g in slope.values()]).sum(0)
+    length = (squared + _TINY**2).sqrt()  # with a derivative where a policy has come to rest
     return {name: g / over(length.clamp(min=shortest), g) for name, g in slope.items()}
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from algornn.learners.checks import check_whole
-from algornn.meta.world import World, other_than, pick
+from algornn.meta.world import World, field_of, other_than, pick
 
 _ACTIONS, _GOAL, _PLACE = 0, 1, 2  # streams of chance
 
@@ -48,7 +48,7 @@ class GraphWorld(World):
     ) -> None:
         check_whole(1, length=length)
         check_whole(0, patience=patience)
-        self.edges, self.seed, self.length, self.patience = batch.edges, batch.seed, length, patience
+        self.edges, self.seed, self.length, self.patience = field_of(batch, "edges", self), batch.seed, length, patience
         self.reward, self.penalty, self.show_reward = reward, penalty, show_reward
         self.nodes, self.actions = self.edges.shape[1:]
         self.goal = pick(self.chance(_GOAL), self.nodes)

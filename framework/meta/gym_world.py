@@ -25,8 +25,8 @@ class GymWorld(ContinuousWorld):
         length: T, steps of an episode.
 
     Raises:
-        ImportError: gymnasium is not installed.
-        ValueError: there is no such environment, or its actions are not continuous or have no bounds.
+        ValueError: gymnasium is not installed or has no such environment, or actions are not continuous or have no
+            bounds.
     """
 
     _idle: ClassVar[dict[str, list[Any]]] = {}
@@ -78,7 +78,7 @@ def _made(name: str) -> Any:
     try:
         import gymnasium
     except ImportError as error:
-        raise ImportError(f"The world {name!r} needs gymnasium: pip install 'algornn[rl]'.") from error
+        raise ValueError(f"The world {name!r} needs gymnasium: pip install 'algornn[rl]'.") from error
     try:
         environment = gymnasium.make(name, disable_env_checker=True).unwrapped
     except gymnasium.error.Error as error:

@@ -63,7 +63,7 @@ class LearnedObjective(nn.Module):
         """Give the loss of every step.
 
         Args:
-            p: the policy's actions ``[..., B, T, D]``.
+            p: the policy's actions ``[..., B, T, D]``; not looked at where the mask is.
             value: the critic's values V ``[..., B, T + 1]`` of the policy's actions; no gradient is taken through them.
             worth: its values Q ``[..., B, T]`` of the actions that were taken.
             segments: what was done.
@@ -74,6 +74,7 @@ class LearnedObjective(nn.Module):
         """
         b, r, mask = segments.action, segments.reward, segments.mask
         T = b.shape[-2]
+        p = p * mask[..., None]  # what a policy does in padding is no action
         acted = self.actions(torch.stack([b, p], -1))
         if segments.real is None:
             acted = acted.mean(-2)

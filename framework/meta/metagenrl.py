@@ -242,11 +242,11 @@ class MetaGenRL(Learner):
         """The scores ``[N]``, and the gradient of minus their mean, that of an improvement clipped for every agent."""
         if self.score != "improvement":
             scores = self._scores(agents)
-            return scores, list(torch.autograd.grad(-scores.mean(), self._trained()))
+            return scores, list(torch.autograd.grad(-scores.mean(), self._trained(), materialize_grads=True))
         model, weights = of_each(self.model, len(agents))
         step, more = of_each(self.step, len(agents)) if self.step is not None else (None, [])
         scores = self._scores(agents, model, step)
-        return scores, mean_of_clipped(torch.autograd.grad(-scores.sum(), [*weights, *more]))
+        return scores, mean_of_clipped(torch.autograd.grad(-scores.sum(), [*weights, *more], materialize_grads=True))
 
     def _scores(
         self, agents: Agents, model: Callable[..., Any] | None = None, step: Callable[..., Any] | None = None
@@ -388,10 +388,10 @@ class MetaGenRL(Learner):
 
 
 def mean_of_clipped(gradients: Sequence[Tensor]) -> list[Tensor]:
-    """The mean over N agents of gradients ``[N, ...]``, each agent's clipped to length 1."""
+    """The mean over N agents of gradients ``[N, ...]``, each agent's clipped to length 1, or 0 if it is not finite."""
     length = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
     kept = (_CLIP / (length + 1e-6)).clamp(max=1)
-    return [(over(kept, g) * g).mean(0) for g in gradients]
+    return [torch.where(over(length.isfinite(), g), over(kept, g) * g, 0).mean(0) for g in gradients]
 
 
 def _last(name: str) -> str:

@@ -43,8 +43,9 @@ class VSML(nn.Module):
     f' is the next layer's f, and g' the g of the layer before at the next tick. The first layer's :math:`f_a` begins
     with the input :math:`x_a`; the last layer's :math:`f'_b` begins with the score of class b. An example takes two
     ticks: one with g = 0 at the output, which gives the prediction, and one that tells the last layer :math:`\partial
-    loss / \partial score_b` and whether b is the class. The parameters, LSTM, F and G, do not depend on the sizes of
-    the network: what is meta-learnt with some inputs and classes runs with any.
+    loss / \partial score_b` and whether b is the class; of numbers, how far score_b is above y_b, and y_b. The
+    parameters, LSTM, F and G, do not depend on the sizes of the network: what is meta-learnt with some inputs and
+    classes runs with any.
 
     With `backward_pass`, what the last layer is told goes through all layers at once, from the last to the first: there
     the second tick repeats the :math:`f_a` of the first, and its :math:`g'` are the g of the layer before in the same

@@ -16,6 +16,16 @@ _APART = 1000  # between the streams of chance of the dimensions of an action
 _GAMMA, _FIRST, _SECOND = (value - 2**64 for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
+def field_of(batch: Any, name: str, world: World) -> Tensor:
+    """A field of a batch that a world is made of."""
+    if not hasattr(batch, name):
+        raise ValueError(
+            f"{type(world).__name__} needs batches with {name}, these are {type(batch).__name__}: choose the "
+            "world that belongs to the data."
+        )
+    return getattr(batch, name)
+
+
 class World(ABC):
     """B episodes of one length that run side by side on the device of their batch.
 

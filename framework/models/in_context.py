@@ -205,6 +205,10 @@ class GaussianPosterior(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """As of `InContextNetwork`."""
         check_streams(x, y, self.input_size)
+        if y.is_floating_point():
+            raise ValueError(
+                "GaussianPosterior says how likely classes are, these streams have numbers: take another model."
+            )
         told = F.one_hot(y, self.classes).to(x.dtype)
         before = F.pad(told.cumsum(1)[:, :-1], (0, 0, 1, 0))[..., None]
         sums = (told[..., None] * x[:, :, None]).cumsum(1)

@@ -1,4 +1,4 @@
-"""Graph navigation: the graphs' laws, disjoint sets, and episodes that never repeat."""
+"""Graph navigation: the graphs' laws, disjoint sets, and episodes that differ."""
 
 import numpy as np
 import pytest
@@ -82,3 +82,5 @@ def test_bad_arguments_are_refused(wrong, error, message):
 def test_too_few_graphs_are_named():
     with pytest.raises(ValueError, match="Found only 1 different graphs of 2 nodes and 1 actions, expected three sets"):
         GraphNavigation(nodes=2, actions=1, size=1).dataset("train")
+    with pytest.raises(ValueError, match="of 12 nodes and 1 actions leads from every node to every other"):
+        GraphNavigation(nodes=12, actions=1, size=1).dataset("train")

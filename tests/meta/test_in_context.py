@@ -182,6 +182,11 @@ def test_scores_of_numbers_by_examples_read():
     }  # fmt: skip
 
 
+def test_the_posterior_of_numbers_is_refused():
+    with pytest.raises(ValueError, match="GaussianPosterior says how likely classes are, these streams have numbers"):
+        GaussianPosterior(5, 3)(torch.zeros(2, 4, 5), torch.zeros(2, 4))
+
+
 def test_the_posterior_is_that_of_bayes():
     """Against the ratio of evidences: how likely are the points of a class with the new one, and without."""
     b, spread = streams(B=2), 0.7

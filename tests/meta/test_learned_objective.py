@@ -101,6 +101,14 @@ def test_padded_actions_are_not_looked_at():
     torch.testing.assert_close(asked(network, wider), asked(network, b))
 
 
+def test_what_a_policy_does_in_padding_is_not_looked_at():
+    network, b, p = objective(), segments(), segments(seed=1).action.requires_grad_()
+    losses = asked(network, b, p)
+    torch.testing.assert_close(asked(network, b, torch.where(b.mask[..., None] > 0, p, 9.0)), losses)
+    slope = torch.autograd.grad(losses.sum(), p)[0]
+    assert torch.equal(slope.abs().sum(-1) > 0, b.mask > 0)
+
+
 def test_advantages_are_looked_at_where_they_are_asked_for():
     b = segments()
     g = torch.Generator().manual_seed(2)

@@ -145,6 +145,30 @@ def test_agents_that_have_not_moved_yet_teach_nothing():
         assert any(g.any() for g in slope) is some
 
 
+def test_a_policy_that_has_come_to_rest_does_not_keep_the_others_from_teaching():
+    model = learner(score="improvement", step=small())
+    agents = SMALL([WORLDS["pendulum"]] * 2, torch.tensor([3, 4]))
+    for _ in range(4):
+        agents.update((partial(critics_own, agents), 1.0))
+    agents.step = model.step
+    list(agents.w.values())[-1][0] = 50.0  # the bias before the tanh
+    scores, gradients = model._taught(agents)
+    assert scores.isfinite().all()
+    assert all(g.isfinite().all() for g in gradients)
+    assert any(g.any() for g in gradients)
+
+
+@pytest.mark.parametrize("score", ["agreement", "improvement"])
+def test_parameters_that_reach_no_score_stay_as_they_are(score):
+    model = learner(score=score)
+    model.model.unused = torch.nn.Parameter(torch.ones(2))
+    agents = SMALL([WORLDS["pendulum"]] * 2, torch.tensor([3, 4]))
+    agents.update((partial(critics_own, agents), 1.0))
+    gradients = dict(zip((name for name, _ in model.named_parameters()), model._taught(agents)[1], strict=True))
+    assert not gradients.pop("model.unused").any()
+    assert any(g.any() for g in gradients.values())
+
+
 def test_two_processes_train_as_one(tmp_path):
     one, two = (learner(score="improvement", step=small()) for _ in range(2))
     trained(one, tmp_path, 5)

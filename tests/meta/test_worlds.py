@@ -8,6 +8,7 @@ from scipy import stats
 
 from algornn import GraphWorld
 from algornn.datamodules import GraphNavigation
+from algornn.meta import BanditWorld
 from algornn.meta.world import World, other_than, pick, uniform
 
 
@@ -96,3 +97,9 @@ def test_choices_are_even_and_leave_out_what_is_taken():
 def test_a_world_needs_what_it_shows_and_does():
     with pytest.raises(TypeError, match="abstract"):
         World()
+
+
+@pytest.mark.parametrize(("world", "field"), [(GraphWorld, "edges"), (BanditWorld, "probability")])
+def test_a_batch_for_another_world_is_refused(world, field):
+    with pytest.raises(ValueError, match=f"{world.__name__} needs batches with {field}, these are SimpleNamespace"):
+        world(SimpleNamespace(seed=torch.arange(2)))
