@@ -1,5 +1,6 @@
 """Worlds of gymnasium: the same as gymnasium's own loop, early ends, and our pendulum against theirs."""
 
+import sys
 from functools import partial
 from types import SimpleNamespace
 
@@ -39,6 +40,12 @@ def test_our_pendulum_is_theirs():
         after = [environment.step(2 * force[n]) for n, environment in enumerate(theirs)]
         np.testing.assert_allclose(rewards.numpy(), [step[1] for step in after], rtol=2e-3, atol=2e-3)
         np.testing.assert_allclose(ours.observe().numpy(), [step[0] for step in after], rtol=2e-3, atol=2e-3)
+
+
+def test_without_gymnasium_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    with pytest.raises(ValueError, match=r"needs gymnasium: pip install 'algornn\[rl\]'"):
+        made("Pendulum-of-nobody")
 
 
 def test_environments_are_used_again_and_never_by_two():

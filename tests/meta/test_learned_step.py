@@ -8,6 +8,8 @@ from test_metagenrl import SMALL, WORLDS, learner, trained, weights
 
 from algornn.datamodules import ControlTasks
 from algornn.meta import Agents, LearnedObjective, LearnedStep, OriginalAgents, improvement
+from algornn.meta.control_networks import unit
+from algornn.meta.metagenrl import mean_of_clipped
 from algornn.meta.policy_rules import critics_own, learned
 
 
@@ -143,6 +145,19 @@ def test_agents_that_have_not_moved_yet_teach_nothing():
     for row, some in ((0, False), (1, True)):
         slope = torch.autograd.grad(scores[row], list(model.parameters()), retain_graph=True, materialize_grads=True)
         assert any(g.any() for g in slope) is some
+
+
+def test_a_gradient_of_length_0_has_a_derivative():
+    slope = torch.stack([torch.zeros(3), torch.ones(3)]).requires_grad_()
+    one = unit({"w": slope})["w"]
+    torch.testing.assert_close(one, torch.stack([torch.zeros(3), torch.full((3,), 3**-0.5)]))
+    assert torch.autograd.grad(one[:, 0].sum(), slope)[0].isfinite().all()
+
+
+def test_an_agent_whose_gradient_is_not_finite_is_left_out_of_the_mean():
+    bad, good = torch.tensor([torch.nan, 1.0]), torch.tensor([0.3, 0.4])
+    torch.testing.assert_close(mean_of_clipped([torch.stack([bad, good])])[0], good / 2)
+    torch.testing.assert_close(mean_of_clipped([torch.stack([10 * good, good])])[0], (good / 0.5 + good) / 2)
 
 
 def test_a_policy_that_has_come_to_rest_does_not_keep_the_others_from_teaching():
