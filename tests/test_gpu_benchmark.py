@@ -106,3 +106,20 @@ def test_an_agent_that_stands_in_the_file_is_not_trained_again(tmp_path, monkeyp
     assert "| CartPoleSwingUp | ppo | 3 | 10 | 1.0 +- 0.6 |\n| CartPoleSwingUp | ppo | 1 | 20 | 0.0 |" in rivals.table(
         rows
     )
+
+
+def test_populations_of_other_budgets_are_not_compared(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    replay = pytest.importorskip("shared_replay", exc_type=ImportError)
+
+    def row(arm, updates, failed):
+        returns = [[1.0], [2.0], [3.0], [4.0]]
+        kind = {"rule": "critic", "agents": 1, "updates": updates}
+        return kind | {"arm": arm, "seed": 0, "failed": failed, "returns": returns}
+
+    rows = [row("independent", 10, [1, 1, 1, 0]), row("shared", 10, [1, 0, 0, 0]), row("shared", 20, [0, 1, 1, 0])]
+    assert replay.table(rows).splitlines()[2:] == [
+        "| critic, 1, 10, independent | 3.0 | 0.0 | 1.0 | 2.0 | 3.0 | 4.0 |",
+        "| critic, 1, 10, shared | 1.0 | -2.0 | 1.0 | 2.0 | 3.0 | 4.0 |",
+        "| critic, 1, 20, shared | 2.0 | 0.0 | 1.0 | 2.0 | 3.0 | 4.0 |",
+    ]
